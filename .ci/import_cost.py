@@ -1,0 +1,32 @@
+"""Assert that ``import cylstm`` costs what ``import numpy`` costs and brings nothing else in."""
+
+import statistics
+import subprocess
+import sys
+
+PAIRS = 21
+LIMIT = 1.15
+ALLOWED = {"cylstm", "numpy", *sys.stdlib_module_names}
+PROBE = """
+import sys, time
+start = time.perf_counter()
+import {name}
+print(time.perf_counter() - start, *{{module.partition(".")[0] for module in sys.modules}})
+"""
+
+
+def imported(name: str) -> tuple[float, set[str]]:
+    """Return the seconds that importing a package takes in a new process, and all it loads."""
+    command = [sys.executable, "-c", PROBE.format(name=name)]
+    seconds, *roots = subprocess.check_output(command, text=True).split()
+    return float(seconds), set(roots)
+
+
+# Pairs, because the clock of a shared machine drifts; the first one fills the file cache.
+pairs = [(imported("cylstm"), imported("numpy")) for _ in range(1 + PAIRS)][1:]
+ratio = statistics.median(ours[0] / numpys[0] for ours, numpys in pairs)
+(seconds, roots), (_, present) = pairs[-1]
+extra = {root for root in roots - present - ALLOWED if not root.startswith("_cython_")}
+print(f"import cylstm: {seconds:.3f} s, {ratio:.3f} times numpy's; also imports: {extra or '-'}")
+if ratio > LIMIT or extra:
+    sys.exit(f"expected at most {LIMIT} times numpy's and no other package")

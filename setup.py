@@ -1,0 +1,154 @@
+"""Build of the compiled kernels; everything else about the package is in pyproject.toml.
+
+Environment variables:
+
+CYLSTM_BUILD_ISA
+    Comma-separated instruction sets to build, of those the architecture has (default: all).
+CYLSTM_OPENMP
+    ``0`` builds without OpenMP even where the compiler has it.
+CYLSTM_CFLAGS_OPT
+    Replaces ``-O3``; for example ``-O1`` compiles faster and ``-O0 -g`` suits a debugger.
+"""
+
+import os
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
+
+KERNELS = Path("src/cylstm/kernels")
+
+AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
+# Instruction set: (bytes in one vector, compiler flags).
+LEVELS = {
+    "base": (16, []),
+    "neon": (16, []),
+    "avx2": (32, ["-mavx2", "-mfma"]),
+    "avx512": (64, "-mavx2 -mfma -mprefer-vector-width=512".split() + AVX512),
+}
+X86_64, AARCH64 = ["base", "avx2", "avx512"], ["neon"]
+ARCHITECTURES = {"x86_64": X86_64, "amd64": X86_64, "aarch64": AARCH64, "arm64": AARCH64}
+REALS = {"f32": "float", "f64": "double"}
+
+# No -ffast-math, which changes the floating-point mode of the whole process, and no
+# -march=native, which ties a wheel to the machine that built it.
+CFLAGS = [
+    *os.environ.get("CYLSTM_CFLAGS_OPT", "-O3").split(),
+    *"-std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=off".split(),
+    *"-fvisibility=hidden -g0".split(),
+]
+LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []
+
+DIRECTIVES = {
+    "language_level": 3,
+    "binding": True,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+}
+
+OPENMP_PROBE = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
+
+
+def levels():
+    """Return the instruction sets to build on this architecture."""
+    known = ARCHITECTURES.get(sysconfig.get_platform().rpartition("-")[2], ["base"])
+    asked = os.environ.get("CYLSTM_BUILD_ISA")
+    if not asked:
+        return known
+    names = [name.strip() for name in asked.split(",")]
+    if unknown := [name for name in names if name not in known]:
+        raise SystemExit(f"CYLSTM_BUILD_ISA: expected names out of {known}, got {unknown}")
+    return names
+
+
+def extension(name, cflags=(), macros=()):
+    """Describe one module of cylstm.kernels."""
+    headers = [path for kind in ("*.h", "*.pxi", "*.pxd") for path in KERNELS.glob(kind)]
+    return Extension(
+        f"cylstm.kernels.{name}",
+        [str(KERNELS / f"{name}.pyx")],
+        depends=["setup.py", *map(str, headers)],
+        include_dirs=[str(KERNELS), np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *macros],
+        extra_compile_args=[*CFLAGS, *cflags],
+        extra_link_args=list(LDFLAGS),
+    )
+
+
+def level_extension(level, real):
+    """Describe the kernels of one instruction set and element type."""
+    lane_bytes, cflags = LEVELS[level]
+    macros = [("CYLSTM_REAL", REALS[real]), ("CYLSTM_LANES_BYTES", str(lane_bytes))]
+    return extension(f"level_{level}_{real}", cflags, macros)
+
+
+class BuildKernels(build_ext):
+    """Build what the compiler can: levels whose flags it takes, OpenMP if it links."""
+
+    def finalize_options(self):
+        """Compile in parallel unless told otherwise."""
+        super().finalize_options()
+        self.parallel = self.parallel or os.cpu_count()
+
+    def build_extensions(self):
+        """Probe the compiler, drop what it cannot build, and build the rest."""
+        if self.compiler.compiler_type == "msvc":
+            raise SystemExit("cylstm needs GCC or Clang: its kernels use vector extensions")
+        refused = {level for level in levels() if not self.works("int probe;\n", LEVELS[level][1])}
+        for level in refused:
+            self.warn(f"the compiler refuses the flags of {level}: built without it")
+        self.extensions = [e for e in self.extensions if refused.isdisjoint(e.name.split("_"))]
+        if os.environ.get("CYLSTM_OPENMP") != "0" and self.works(OPENMP_PROBE, ["-fopenmp"]):
+            for ext in self.extensions:
+                ext.extra_compile_args.append("-fopenmp")
+                ext.extra_link_args.append("-fopenmp")
+        else:
+            self.warn("built without OpenMP: cylstm will run on one thread")
+        self.forget_other_settings()
+        super().build_extensions()
+
+    def forget_other_settings(self):
+        """Remove what an earlier build with other flags or levels left behind."""
+        settings = "\n".join(f"{ext.name} {ext.extra_compile_args}" for ext in self.extensions)
+        stamp = Path(self.build_temp, "settings.txt")
+        if not stamp.exists() or stamp.read_text() != settings:
+            self.force = True
+            for module in Path(self.build_lib, "cylstm", "kernels").glob("*.so"):
+                module.unlink()
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(settings)
+
+    def works(self, source, flags):
+        """Whether a C source compiles and links into a shared library with these flags."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe.c")
+            path.write_text(source)
+            try:
+                objects = self.compiler.compile([str(path)], folder, extra_postargs=flags)
+                self.compiler.link_shared_object(
+                    objects, str(path.with_suffix(".so")), extra_postargs=flags
+                )
+            except (CompileError, LinkError):
+                return False
+        return True
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            *map(extension, ("sequence", "blas")),
+            *(level_extension(level, real) for level in levels() for real in REALS),
+        ],
+        compiler_directives=DIRECTIVES,
+    ),
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,141 @@
+"""Every check of an argument, and its message: what was expected and what came."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+def size(name: str, value: Any, least: int = 1) -> int:
+    """Check an integer of at least `least`."""
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
+        n = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if not least <= n < 2**31:
+        raise ValueError(f"{name}: expected an integer from {least} to 2**31 - 1, got {n}")
+    return n
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """Check a real number in [low, high]."""
+    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    x = float(value)
+    if not low <= x <= high:
+        raise ValueError(f"{name}: expected a number from {low:g} to {high:g}, got {value!r}")
+    return x
+
+
+def flag(name: str, value: Any) -> bool:
+    """Check True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def choice(name: str, value: Any, choices: Sequence[str]) -> str:
+    """Check one of several words."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return str(value)
+
+
+def dtype(value: Any) -> np.dtype[Any]:
+    """Check a floating dtype that the kernels have."""
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"dtype: expected 'float32' or 'float64', got {value!r}") from None
+    if found not in (np.float32, np.float64):
+        raise ValueError(f"dtype: expected 'float32' or 'float64', got {value!r}")
+    return found.newbyteorder("=")
+
+
+def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
+    """Return real numbers as the kernels read them: cast, aligned, native, last axis contiguous."""
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.c_contiguous:
+        if value.flags.aligned:
+            return value
+    try:
+        found = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array of real numbers: {error}") from None
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got dtype {found.dtype}")
+    itemsize = dtype.itemsize
+    if (
+        found.dtype is dtype
+        and found.flags.aligned
+        and found.ndim > 0
+        and (found.shape[-1] <= 1 or found.strides[-1] == itemsize)
+        and not any(stride % itemsize for stride in found.strides)
+    ):
+        return found
+    return np.array(found, dtype, order="C", ndmin=found.ndim)
+
+
+def shape(name: str, value: Array, expected: tuple[int, ...]) -> Array:
+    """Check the shape of an array."""
+    if value.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {value.shape}")
+    return value
+
+
+def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Check an array that a result is written into."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"out: expected an ndarray, got {type(value).__name__}")
+    shape("out", value, expected)
+    if value.dtype != dtype or not value.dtype.isnative:
+        raise TypeError(f"out: expected dtype {dtype}, got {value.dtype.str}")
+    itemsize = dtype.itemsize
+    if not value.flags.writeable or not value.flags.aligned:
+        raise ValueError("out: expected a writeable, aligned array, got one that is not")
+    if (value.shape[-1] > 1 and value.strides[-1] != itemsize) or any(
+        stride % itemsize for stride in value.strides
+    ):
+        raise ValueError(f"out: expected a contiguous last axis, got strides {value.strides}")
+    return value
+
+
+def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
+    """Check the number of valid steps of each row."""
+    found = np.asarray(value)
+    if found.dtype.kind not in "iu":
+        raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
+    shape("lengths", found, (rows,))
+    if found.size and not 0 <= (low := found.min()) <= (high := found.max()) <= steps:
+        raise ValueError(f"lengths: expected values from 0 to {steps}, got {low} to {high}")
+    return np.ascontiguousarray(found, np.int64)
+
+
+def tensors(
+    name: str,
+    value: Any,
+    parts: tuple[str, ...],
+    expected: tuple[int, ...],
+    dtype: np.dtype[Any],
+) -> tuple[Array | None, ...]:
+    """Check a state or its gradient: one array, or a tuple of one per part; None is zeros."""
+    if value is None:
+        return (None,) * len(parts)
+    if len(parts) == 1:
+        value = (value,)
+    elif not isinstance(value, (tuple, list)) or len(value) != len(parts):
+        raise TypeError(
+            f"{name}: expected a tuple ({', '.join(parts)}), got "
+            + (f"{len(value)} values" if isinstance(value, (tuple, list)) else repr(type(value)))
+        )
+    return tuple(
+        None if v is None else shape(f"{name} {part}", array(f"{name} {part}", v, dtype), expected)
+        for part, v in zip(parts, value, strict=True)
+    )

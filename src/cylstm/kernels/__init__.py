@@ -1,0 +1,1 @@
+"""The compiled code, and the choice of an instruction set."""

@@ -1,0 +1,68 @@
+# All kernels of one level, and the table the time loop finds them in. Each level_*.pyx includes
+# this file under its own compiler flags. Everything is noexcept nogil and allocates nothing.
+
+from cpython.pycapsule cimport PyCapsule_New
+from libc.string cimport memcpy
+from cylstm.kernels.layout cimport GRU, LSTM, RNN_RELU, Level, Part, Sequence
+
+cdef extern from "simd.h" nogil:
+    # Cython only needs to know that these are floating; C knows what they are.
+    ctypedef double real
+    ctypedef double vec
+    const Py_ssize_t LANES
+    vec vset(real x)
+    vec vload(const real *p)
+    vec vload_part(const real *p, Py_ssize_t n)
+    void vstore(real *p, vec v)
+    void vstore_part(real *p, vec v, Py_ssize_t n)
+    vec vfma(vec a, vec b, vec c)
+    vec vsigmoid(vec x)
+    vec vtanh(vec x)
+    vec vrelu(vec x)
+    vec vstep(vec y, vec dy)
+
+cdef extern from "tile.h" nogil:
+    ctypedef struct Tile:
+        Py_ssize_t depth
+        const real **a
+        Py_ssize_t a_start
+        Py_ssize_t a_step
+        const real *w
+        Py_ssize_t w_step
+        Py_ssize_t w_block
+        real **out
+        Py_ssize_t out_start
+        Py_ssize_t out_block
+    void run_tile(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks, const Tile *tile)
+    Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
+    Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
+
+include "cells.pxi"
+include "products.pxi"
+
+cdef void activation(bint is_tanh, const void *x, void *y, Py_ssize_t n) noexcept nogil:
+    """y = tanh(x) or sigmoid(x), for tests of the functions the cells use."""
+    cdef Py_ssize_t i = 0
+    cdef vec v
+    while i < n:
+        v = vload_part(<const real *>x + i, n - i)
+        vstore_part(<real *>y + i, vtanh(v) if is_tanh else vsigmoid(v), n - i)
+        i += LANES
+
+
+cdef Level level
+level.lanes = LANES
+level.itemsize = sizeof(real)
+level.pack = pack
+level.pack_transposed = pack_transposed
+level.unpack_add = unpack_add
+level.project = project
+level.forward_step = forward_step
+level.backward_cell = backward_cell
+level.backward_state = backward_state
+level.copy_rows = copy_rows
+level.weight_gradient = weight_gradient
+level.input_gradient = input_gradient
+level.activation = activation
+
+table = PyCapsule_New(&level, "cylstm.Level", NULL)

@@ -1,0 +1,2 @@
+"""Kernels for avx2 in float64."""
+include "level.pxi"

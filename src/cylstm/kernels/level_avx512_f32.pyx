@@ -1,0 +1,2 @@
+"""Kernels for avx512 in float32."""
+include "level.pxi"

@@ -1,0 +1,2 @@
+"""Kernels for base in float32."""
+include "level.pxi"

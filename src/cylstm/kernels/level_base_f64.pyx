@@ -1,0 +1,2 @@
+"""Kernels for base in float64."""
+include "level.pxi"

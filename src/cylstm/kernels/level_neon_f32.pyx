@@ -1,0 +1,2 @@
+"""Kernels for neon in float32."""
+include "level.pxi"

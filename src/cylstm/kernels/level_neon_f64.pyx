@@ -1,0 +1,2 @@
+"""Kernels for neon in float64."""
+include "level.pxi"

@@ -1,0 +1,501 @@
+"""The native entry of all layers: packed weights, one call over time, its threads, its tape.
+
+`Packed` holds the weights of one direction as the level wants them. A `Call` is one pass of one
+layer over a batch; kept, it is the tape of that pass. Sizes are checked again here, in 64-bit
+arithmetic, whatever the Python face has checked before.
+"""
+
+cimport numpy as cnp
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cython.parallel cimport parallel, threadid
+from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
+from cylstm.kernels.layout cimport GRU, LSTM, RNN_RELU, RNN_TANH, Level, Part, Sequence, Weights
+
+cnp.import_array()
+
+cdef extern from "machine.h" nogil:
+    ctypedef struct Team:
+        pass
+    ctypedef unsigned FpMode
+    const bint HAS_OPENMP
+    int omp_get_max_threads()
+    int omp_get_num_threads()
+    bint cpu_has_avx2()
+    bint cpu_has_avx512()
+    bint cpu_has_neon()
+    FpMode fp_flush()
+    void fp_restore(FpMode before)
+    void team_init(Team *team)
+    void team_meet(Team *team, Py_ssize_t size)
+    Py_ssize_t team_claim(Team *team)
+    double seconds()
+    void watch_forks()
+    bint was_forked()
+
+cdef extern from "stdlib.h" nogil:
+    void *aligned_alloc(size_t alignment, size_t size)
+
+cdef extern from * nogil:
+    """
+    /* Pre-activations of a chunk stay in the second-level cache beside the weights in use. */
+    #define CHUNK_BYTES (256 * 1024)
+    /* (step, row) pairs of one chunk: enough for every weight load to serve many of them. */
+    #define CHUNK_ENTRIES 256
+    /* Rows one thread takes at a time, so that scratch does not grow with the batch. */
+    #define GROUP_ROWS 64
+    /* Entries of dx claimed at a time. */
+    #define DX_ENTRIES 48
+    /* Work below which waking a second thread costs more than it saves, in multiply-adds. */
+    #define SERIAL_WORK 1000000
+    """
+    const Py_ssize_t CHUNK_BYTES
+    const Py_ssize_t CHUNK_ENTRIES
+    const Py_ssize_t GROUP_ROWS
+    const Py_ssize_t DX_ENTRIES
+    const Py_ssize_t SERIAL_WORK
+    bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
+
+watch_forks()
+
+OPENMP = bool(HAS_OPENMP)
+CELLS = {"rnn_tanh": RNN_TANH, "rnn_relu": RNN_RELU, "gru": GRU, "lstm": LSTM}
+
+
+def cpu_levels():
+    """Instruction sets this machine can run, best first."""
+    found = []
+    if cpu_has_avx512():
+        found.append("avx512")
+    if cpu_has_avx2():
+        found.append("avx2")
+    if cpu_has_neon():
+        found.append("neon")
+    return [*found, "base"]
+
+
+def openmp_max_threads():
+    """Return the OpenMP runtime's own limit, which threadpoolctl and OMP_NUM_THREADS set."""
+    return omp_get_max_threads()
+
+
+cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
+    cdef Py_ssize_t product
+    if a < 0 or b < 0 or __builtin_mul_overflow(a, b, &product):
+        raise ValueError(f"array too large: {a} x {b} does not fit in memory")
+    return product
+
+
+cdef class Buffer:
+    """Memory on a cache line of its own, freed with its owner."""
+    cdef char *data
+
+    def __cinit__(self, Py_ssize_t count, Py_ssize_t itemsize, bint zero=False):
+        cdef Py_ssize_t size = (times(count, itemsize) + 127) & ~<Py_ssize_t>63
+        self.data = <char *>aligned_alloc(64, size)
+        if self.data == NULL:
+            raise MemoryError(f"cannot allocate {size} bytes")
+        if zero:
+            memset(self.data, 0, size)
+
+    def __dealloc__(self):
+        free(self.data)
+
+
+cdef Level *level_of(capsule) except NULL:
+    return <Level *>PyCapsule_GetPointer(capsule, "cylstm.Level")
+
+
+cdef inline char *data_of(array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2,
+                          str name, bint written=False) except? NULL:
+    """Check one floating (d0, d1, d2) array whose last axis is contiguous; its first byte."""
+    if not isinstance(array, cnp.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
+    cdef cnp.ndarray a = array
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    if (cnp.PyArray_NDIM(a) != 3 or shape[0] != d0 or shape[1] != d1 or shape[2] != d2
+            or cnp.PyArray_TYPE(a) != (cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64)
+            or not cnp.PyArray_ISALIGNED(a) or not cnp.PyArray_ISNOTSWAPPED(a)
+            or (d2 > 1 and strides[2] != itemsize)
+            or strides[0] % itemsize or strides[1] % itemsize
+            or (written and not cnp.PyArray_ISWRITEABLE(a))):
+        raise ValueError(
+            f"{name}: expected shape {(d0, d1, d2)}, {'' if not written else 'writeable, '}"
+            f"{itemsize}-byte floats, last axis contiguous; got {array.shape} {array.dtype}"
+        )
+    return <char *>cnp.PyArray_DATA(a)
+
+
+cdef class Packed:
+    """Weights of one direction of one layer, packed for one level.
+
+    Parameters
+    ----------
+    table : capsule
+        The level's kernels.
+    cell : str
+        A key of `CELLS`.
+    w_ih : ndarray of shape (1, G * H, I)
+    w_hh : ndarray of shape (1, G * H, H)
+    bias : ndarray of shape (1, 1, S * H)
+        In slot order; see layout.pxd.
+    backward : bool
+        Also pack the transposes that backward needs.
+    """
+    cdef Weights w
+    cdef Level *level
+    cdef object table
+    cdef list buffers
+    cdef readonly bint backward
+
+    def __init__(self, table, str cell, w_ih, w_hh, bias, bint backward):
+        cdef Level *level = level_of(table)
+        cdef Weights *w = &self.w
+        cdef Py_ssize_t lanes = level.lanes, turn
+        cdef char *natural_ih
+        cdef char *natural_hh
+        self.table, self.level, self.buffers, self.backward = table, level, [], backward
+        w.cell = CELLS[cell]
+        w.gates = 4 if w.cell == LSTM else 3 if w.cell == GRU else 1
+        w.slots = 4 if w.cell == GRU else w.gates
+        w.h_slot = 1 if w.cell == GRU else 0
+        w.hidden, w.inputs = w_hh.shape[2], w_ih.shape[2]
+        w.blocks = (w.hidden + lanes - 1) // lanes
+        w.in_blocks = (w.inputs + lanes - 1) // lanes
+        turn = 2 if w.cell == GRU else 0
+        natural_ih = data_of(w_ih, level.itemsize, 1, w.gates * w.hidden, w.inputs, "w_ih")
+        natural_hh = data_of(w_hh, level.itemsize, 1, w.gates * w.hidden, w.hidden, "w_hh")
+        w.w_ih = self.room(w.blocks * w.gates, w.inputs)
+        level.pack(natural_ih, w.hidden, w.inputs, w.gates, turn, w.w_ih)
+        w.w_hh = self.room(w.blocks * w.gates, w.hidden)
+        level.pack(natural_hh, w.hidden, w.hidden, w.gates, 0, w.w_hh)
+        w.bias = self.room(w.blocks * w.slots, 1)
+        level.pack(data_of(bias, level.itemsize, 1, 1, w.slots * w.hidden, "bias"), w.hidden, 1,
+                   w.slots, 0, w.bias)
+        if backward:
+            w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
+            level.pack_transposed(natural_ih, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
+            w.w_hh_t = self.room(w.blocks * lanes, w.blocks * w.gates)
+            level.pack_transposed(natural_hh, w.hidden, w.hidden, w.gates, 0, w.w_hh_t)
+
+    cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
+        """Zeroed memory for vectors * count vectors."""
+        cdef Buffer buffer = Buffer(times(vectors, count),
+                                    self.level.lanes * self.level.itemsize, True)
+        self.buffers.append(buffer)
+        return buffer.data
+
+
+cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept nogil:
+    """Elements in an odd number of cache lines, so that equal columns use all cache sets."""
+    return ((count * itemsize + 63) // 64 | 1) * 64 // itemsize
+
+
+cdef class Call:
+    """One pass of one layer over a batch. Kept, it is the tape of that pass."""
+    cdef Sequence seq[2]
+    cdef Py_ssize_t directions
+    cdef Level *level
+    cdef list kept          # everything the pointers in seq point into
+    cdef Py_ssize_t *row    # (rows) place of each sorted row in the caller's batch
+    cdef Py_ssize_t *length # (rows) its steps
+    cdef readonly object x
+
+    def __init__(self, list weights, x, y, lengths, bint taped):
+        cdef Packed packed = weights[0]
+        cdef Py_ssize_t steps = x.shape[0], rows = x.shape[1], d, width, taped_rows
+        cdef Sequence *s
+        cdef char *x_data
+        cdef char *y_data
+        self.kept, self.directions, self.level, self.x = [weights], len(weights), packed.level, x
+        if not 1 <= self.directions <= 2:
+            raise ValueError(f"weights: expected 1 or 2 directions, got {self.directions}")
+        cdef Py_ssize_t itemsize = self.level.itemsize
+        x_data = data_of(x, itemsize, steps, rows, packed.w.inputs, "x")
+        y_data = data_of(y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
+        for d in range(self.directions):
+            s = &self.seq[d]
+            packed = weights[d]
+            s.w = packed.w
+            s.steps, s.rows = steps, rows
+            s.x, s.y = x_data, y_data + d * s.w.hidden * itemsize
+            if packed.level != self.level or s.w.inputs != self.seq[0].w.inputs \
+                    or s.w.hidden != self.seq[0].w.hidden or (taped and not packed.backward):
+                raise ValueError("weights: both directions must be packed alike")
+        self.order_rows(lengths)
+        for d in range(self.directions):
+            s = &self.seq[d]
+            s.x_row = <Py_ssize_t *>self.room(rows, sizeof(Py_ssize_t))
+            s.y_row = <Py_ssize_t *>self.room(rows, sizeof(Py_ssize_t))
+            s.x_step = self.place(d, x, s.x_row)
+            s.y_step = self.place(d, y, s.y_row)
+            width = s.w.blocks * self.level.lanes * itemsize
+            s.ring = -1 if taped else 1
+            taped_rows = times((steps if taped else 1) + 1, rows)
+            s.h = self.room(taped_rows, width)
+            if s.w.cell == LSTM:
+                s.c = self.room(taped_rows, width)
+            if taped and s.w.slots > 1:
+                s.tape = self.room(s.first[steps], s.w.slots * width)
+            elif taped:
+                s.tape = self.room(s.first[steps], width)
+
+    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
+        cdef Buffer buffer = Buffer(count, size, zero)
+        self.kept.append(buffer)
+        return buffer.data
+
+    cdef int order_rows(self, lengths) except -1:
+        """Sort rows by length, longest first and stable; count those running at each step."""
+        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n, at
+        cdef Py_ssize_t *active = <Py_ssize_t *>self.room(3 * (steps + 2) + 2 * rows,
+                                                         sizeof(Py_ssize_t), True)
+        cdef Py_ssize_t *first = active + steps + 2
+        cdef Py_ssize_t *start = first + steps + 2
+        cdef Py_ssize_t *row = start + steps + 2
+        cdef const cnp.int64_t[::1] given
+        self.row, self.length = row, row + rows
+        if lengths is None:
+            for t in range(steps):
+                active[t] = rows
+            for b in range(rows):
+                row[b], self.length[b] = b, steps
+        else:
+            given = lengths
+            if given.shape[0] != rows:
+                raise ValueError(f"lengths: expected {rows} values, got {given.shape[0]}")
+            for b in range(rows):
+                n = given[b]
+                if not 0 <= n <= steps:
+                    raise ValueError(f"lengths: expected values in 0..{steps}, got {n}")
+                start[n] += 1       # rows of exactly n steps
+            n = 0
+            for t in range(steps, -1, -1):
+                active[t] = n       # rows of more than t steps
+                n += start[t]
+                start[t] = active[t]
+            for b in range(rows):
+                at = start[given[b]]
+                start[given[b]] += 1
+                row[at], self.length[at] = b, given[b]
+        for t in range(steps):
+            first[t + 1] = first[t] + active[t]
+        for b in range(self.directions):
+            self.seq[b].active, self.seq[b].first = active, first
+        return 0
+
+    cdef Py_ssize_t place(self, Py_ssize_t d, array, Py_ssize_t *at) except? -1:
+        """Where each sorted row starts in a (T, B, ...) array; elements from step to step."""
+        cdef Py_ssize_t time = array.strides[0] // self.level.itemsize, b
+        cdef Py_ssize_t batch = array.strides[1] // self.level.itemsize
+        for b in range(self.seq[d].rows):
+            at[b] = self.row[b] * batch
+            if d:
+                at[b] += max(0, self.length[b] - 1) * time
+        return -time if d else time
+
+    cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, str name) except -1:
+        """Sorted and padded rows from a (D, B, H) array; None is zeros."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t itemsize = self.level.itemsize, b, pitch
+        cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
+        cdef char *data
+        memset(base, 0, s.rows * width)
+        if array is not None:
+            data = data_of(array, itemsize, self.directions, s.rows, s.w.hidden, name)
+            data += d * <Py_ssize_t>array.strides[0]
+            pitch = array.strides[1]
+            for b in range(s.rows):
+                memcpy(<char *>base + b * width, data + self.row[b] * pitch, s.w.hidden * itemsize)
+        return 0
+
+    cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, str name,
+                           Py_ssize_t ring) except -1:
+        """The reverse, from slot `length & ring` of each row."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t itemsize = self.level.itemsize, b
+        cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
+        cdef char *data = data_of(array, itemsize, self.directions, s.rows, s.w.hidden, name, True)
+        cdef Py_ssize_t pitch = array.strides[1]
+        data += d * <Py_ssize_t>array.strides[0]
+        for b in range(s.rows):
+            memcpy(data + self.row[b] * pitch,
+                   <char *>base + ((self.length[b] & ring) * s.rows + b) * width,
+                   s.w.hidden * itemsize)
+        return 0
+
+    cdef Call again(self, dy, list dx):
+        """A copy for one backward pass, with gradients where the outputs were."""
+        cdef Call call = Call.__new__(Call)
+        cdef Py_ssize_t itemsize = self.level.itemsize, d, entries, width, vector
+        cdef Sequence *s
+        call.kept, call.directions, call.level = [self], self.directions, self.level
+        call.row, call.length, call.x = self.row, self.length, self.x
+        vector = self.level.lanes * itemsize
+        for d in range(self.directions):
+            call.seq[d] = self.seq[d]
+            s = &call.seq[d]
+            width = s.w.blocks * vector
+            entries = max(CHUNK_ENTRIES, s.rows)
+            s.d_x = call.room(times(entries, s.w.gates), width)
+            s.d_h = call.room(times(entries, s.w.gates), width) if s.w.cell == GRU else s.d_x
+            s.x_stride = odd_lines(s.w.inputs, itemsize)
+            s.h_stride = odd_lines(s.w.hidden, itemsize)
+            s.x_copy = call.room(times(entries, s.x_stride), itemsize)
+            s.h_copy = call.room(times(entries, s.h_stride), itemsize)
+            s.dx_copy = call.room(times(entries, s.w.in_blocks), vector)
+            s.dh = call.room(s.rows, width)
+            s.dc = call.room(s.rows, width) if s.w.cell == LSTM else NULL
+            s.dw_ih = call.room(times(s.w.gates, s.w.inputs), width, True)
+            s.dw_hh = call.room(times(s.w.gates, s.w.hidden), width, True)
+            s.db_ih = call.room(s.w.gates, width, True)
+            s.db_hh = call.room(s.w.gates, width, True) if s.w.cell == GRU else NULL
+            s.dx = data_of(dx[d], itemsize, s.steps, s.rows, s.w.inputs, "dx", True)
+            s.dx_row = <Py_ssize_t *>call.room(s.rows, sizeof(Py_ssize_t))
+            s.dx_step = call.place(d, dx[d], s.dx_row)
+            s.y = NULL
+            if dy is not None:
+                s.y = data_of(dy, itemsize, s.steps, s.rows, self.directions * s.w.hidden, "dy")
+                s.y = <char *>s.y + d * s.w.hidden * itemsize
+                s.y_row = <Py_ssize_t *>call.room(s.rows, sizeof(Py_ssize_t))
+                s.y_step = call.place(d, dy, s.y_row)
+        return call
+
+    cdef int add_gradients(self, Py_ssize_t d, tuple gradients) except -1:
+        """Add the packed gradients of one direction to (dw_ih, dw_hh, db_ih, db_hh)."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Weights *w = &s.w
+        cdef Level *level = self.level
+        cdef Py_ssize_t size = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
+        dw_ih, dw_hh, db_ih, db_hh = gradients
+        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn,
+                         data_of(dw_ih, level.itemsize, 1, size, w.inputs, "dw_ih", True))
+        level.unpack_add(s.dw_hh, w.hidden, w.hidden, w.gates, 0,
+                         data_of(dw_hh, level.itemsize, 1, size, w.hidden, "dw_hh", True))
+        if db_ih is not None:
+            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn,
+                             data_of(db_ih, level.itemsize, 1, 1, size, "db_ih", True))
+            level.unpack_add(s.db_ih if s.db_hh == NULL else s.db_hh, w.hidden, 1, w.gates, 0,
+                             data_of(db_hh, level.itemsize, 1, 1, size, "db_hh", True))
+        return 0
+
+    cdef Py_ssize_t work(self):
+        """Multiply-adds of one forward pass, saturating."""
+        cdef Weights *w = &self.seq[0].w
+        cdef double n = (<double>self.directions * self.seq[0].first[self.seq[0].steps]
+                         * w.gates * w.hidden * (w.inputs + w.hidden))
+        return <Py_ssize_t>min(n, 1e18)
+
+
+cdef int team_size(Call call, int threads):
+    """Threads worth waking."""
+    if not HAS_OPENMP or was_forked() or call.work() < SERIAL_WORK:
+        return 1
+    return threads
+
+
+def forward(list weights, x, y, tuple initial, tuple final, lengths, bint taped, int threads):
+    """Run one layer over a batch.
+
+    Parameters
+    ----------
+    weights : list of Packed
+        One per direction.
+    x : ndarray of shape (T, B, I)
+    y : ndarray of shape (T, B, D * H)
+        OUT.
+    initial : tuple of (ndarray of shape (D, B, H) or None)
+        h, and c for an LSTM.
+    final : tuple of ndarray of shape (D, B, H)
+        OUT, likewise.
+    lengths : ndarray of int64 of shape (B,) or None
+    taped : bool
+        Keep what `backward` needs.
+    threads : int
+
+    Returns
+    -------
+    Call
+        The tape if `taped`; otherwise of no further use.
+    """
+    cdef Call call = Call(weights, x, y, lengths, taped)
+    cdef Py_ssize_t d, b, t
+    cdef Sequence *s
+    for d in range(call.directions):
+        s = &call.seq[d]
+        call.copy_rows_in(d, s.h, initial[0], "initial h")
+        if s.c != NULL:
+            call.copy_rows_in(d, s.c, initial[1], "initial c")
+    run_forward(call, team_size(call, threads))
+    for d in range(call.directions):
+        s = &call.seq[d]
+        call.copy_rows_out(d, s.h, final[0], "final h", s.ring)
+        if s.c != NULL:
+            call.copy_rows_out(d, s.c, final[1], "final c", s.ring)
+    s = &call.seq[0]
+    cdef Py_ssize_t y_time = y.strides[0], y_batch = y.strides[1]
+    cdef Py_ssize_t size = call.directions * s.w.hidden * call.level.itemsize
+    for b in range(s.rows):
+        for t in range(call.length[b], s.steps):
+            memset(<char *>s.y + t * y_time + call.row[b] * y_batch, 0, size)
+    return call
+
+
+def backward(Call tape, dy, tuple dfinal, tuple dinitial, dx, list gradients, int threads):
+    """Propagate gradients through one pass of one layer.
+
+    Parameters
+    ----------
+    tape : Call
+        From `forward` with ``taped=True``; unchanged.
+    dy : ndarray of shape (T, B, D * H) or None
+    dfinal : tuple of (ndarray of shape (D, B, H) or None)
+        Gradient of the final h, and c for an LSTM.
+    dinitial : tuple of ndarray of shape (D, B, H)
+        OUT, likewise.
+    dx : list of ndarray of shape (T, B, I)
+        OUT, one per direction; steps beyond a row's length are not written.
+    gradients : list of (dw_ih, dw_hh, db_ih, db_hh)
+        IN/OUT, one tuple per direction, of shapes (1, G * H, I), (1, G * H, H) and twice
+        (1, 1, G * H); added to.
+    threads : int
+    """
+    cdef Call call = tape.again(dy, dx)
+    cdef Py_ssize_t d
+    cdef Sequence *s
+    for d in range(call.directions):
+        s = &call.seq[d]
+        call.copy_rows_in(d, s.dh, dfinal[0], "final dh")
+        if s.c != NULL:
+            call.copy_rows_in(d, s.dc, dfinal[1], "final dc")
+    run_backward(call, team_size(call, threads))
+    for d in range(call.directions):
+        s = &call.seq[d]
+        call.copy_rows_out(d, s.dh, dinitial[0], "initial dh", 0)
+        if s.c != NULL:
+            call.copy_rows_out(d, s.dc, dinitial[1], "initial dc", 0)
+        call.add_gradients(d, gradients[d])
+
+
+def activation(table, bint is_tanh, x):
+    """Sigmoid or tanh of a (1, 1, n) array by the cells' own code.
+
+    Parameters
+    ----------
+    table : capsule
+    is_tanh : bool
+    x : ndarray of shape (1, 1, n)
+
+    Returns
+    -------
+    ndarray of shape (1, 1, n)
+    """
+    cdef Level *level = level_of(table)
+    y = cnp.PyArray_Copy(x)
+    cdef char *into = data_of(y, level.itemsize, 1, 1, x.shape[2], "y")
+    level.activation(is_tanh, data_of(x, level.itemsize, 1, 1, x.shape[2], "x"), into, x.shape[2])
+    return y
+
+
+include "timeloop.pxi"

@@ -1,0 +1,117 @@
+/* The register tile: out[r][u][g] += sum over k, ascending, of a[r][k] * w[u][k][g].
+ *
+ * R rows by U unit blocks by G vectors of accumulators live in registers; one accumulator per
+ * output and k ascending make the bits independent of the tile's shape. Forward and backward
+ * products of every cell, and the weight gradients, are this tile.
+ */
+#ifndef CYLSTM_TILE_H
+#define CYLSTM_TILE_H
+
+#include "simd.h"
+
+typedef struct {
+    ptrdiff_t depth;        /* number of k */
+    const real **a;         /* R row pointers */
+    ptrdiff_t a_start;      /* elements from a row pointer to k = 0 */
+    ptrdiff_t a_step;       /* elements from k to k + 1 in a row */
+    const real *w;          /* (U, depth, G, LANES) */
+    ptrdiff_t w_step;       /* elements from k to k + 1 */
+    ptrdiff_t w_block;      /* elements from u to u + 1 */
+    real **out;             /* R row pointers */
+    ptrdiff_t out_start;    /* elements from a row pointer to its (U, G, LANES) */
+    ptrdiff_t out_block;    /* elements from u to u + 1 */
+} Tile;
+
+INLINE void tile(const int R, const int G, const int U, const Tile *t) {
+    vec acc[8 * 4];
+    const real *a[8];
+    const real *w = t->w;
+    const ptrdiff_t w_block = t->w_block;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        a[r] = t->a[r] + t->a_start;
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++)
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++)
+                acc[(r * U + u) * G + g] = vload(t->out[r] + t->out_start + u * t->out_block + g * LANES);
+    }
+    for (ptrdiff_t k = 0, ka = 0; k < t->depth; k++, ka += t->a_step, w += t->w_step) {
+        /* The shorter side is held in registers while the longer one passes by. */
+        if (R <= G * U) {
+            vec x[8];
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) x[r] = vset(a[r][ka]);
+#pragma GCC unroll 8
+            for (int u = 0; u < U; u++)
+#pragma GCC unroll 4
+                for (int g = 0; g < G; g++) {
+                    const vec wv = vload(w + u * w_block + g * LANES);
+#pragma GCC unroll 8
+                    for (int r = 0; r < R; r++)
+                        acc[(r * U + u) * G + g] = vfma(x[r], wv, acc[(r * U + u) * G + g]);
+                }
+        } else {
+            vec wv[8];
+#pragma GCC unroll 8
+            for (int u = 0; u < U; u++)
+#pragma GCC unroll 4
+                for (int g = 0; g < G; g++) wv[u * G + g] = vload(w + u * w_block + g * LANES);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const vec x = vset(a[r][ka]);
+#pragma GCC unroll 8
+                for (int v = 0; v < G * U; v++)
+                    acc[r * U * G + v] = vfma(x, wv[v], acc[r * U * G + v]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++)
+#pragma GCC unroll 4
+            for (int g = 0; g < G; g++)
+                vstore(t->out[r] + t->out_start + u * t->out_block + g * LANES,
+                       acc[(r * U + u) * G + g]);
+}
+
+/* Every shape in use, X(rows, gates, unit blocks). With 32 registers a tile has up to 24
+ * accumulators, with 16 up to 12; one row takes several unit blocks at once to hide FMA latency. */
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { ROWS_BY_4 = 6, ROWS_BY_3 = 8 };
+#define UP_TO_BY_4(X, G, U) X(1, G, U) X(2, G, U) X(3, G, U) X(4, G, U) X(5, G, U) X(6, G, U)
+#define UP_TO_BY_3(X, G, U) UP_TO_BY_4(X, G, U) X(7, G, U) X(8, G, U)
+#else
+enum { ROWS_BY_4 = 3, ROWS_BY_3 = 4 };
+#define UP_TO_BY_4(X, G, U) X(1, G, U) X(2, G, U) X(3, G, U)
+#define UP_TO_BY_3(X, G, U) UP_TO_BY_4(X, G, U) X(4, G, U)
+#endif
+#define TILES(X) \
+    UP_TO_BY_4(X, 4, 1) X(1, 4, 2) UP_TO_BY_3(X, 3, 1) X(1, 3, 3) \
+    UP_TO_BY_4(X, 1, 4) UP_TO_BY_3(X, 1, 3) UP_TO_BY_3(X, 1, 2) UP_TO_BY_3(X, 1, 1) X(1, 1, 8)
+
+/* One function per shape, so that each gets its own registers. */
+#define TILE_FUNCTION(R, G, U) \
+    static __attribute__((noinline)) void tile_##R##_##G##_##U(const Tile *t) { tile(R, G, U, t); }
+TILES(TILE_FUNCTION)
+
+#define TILE_CASE(R, G, U) \
+    case 100 * R + 10 * G + U: tile_##R##_##G##_##U(t); break;
+static inline void run_tile(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t blocks, const Tile *t) {
+    switch (100 * rows + 10 * gates + blocks) { TILES(TILE_CASE) }
+}
+
+/* Unit blocks that one tile takes for this many rows, and the most rows it takes for those. */
+static inline ptrdiff_t tile_blocks(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t blocks) {
+    ptrdiff_t most = gates == 1 ? (rows == 1 && blocks >= 8 ? 8 : 4)
+                   : rows > 1   ? 1
+                   : gates == 3 ? 3 : 2;
+    if (blocks >= most) return most;
+    return gates == 1 ? blocks : 1;
+}
+static inline ptrdiff_t tile_rows(ptrdiff_t gates, ptrdiff_t blocks) {
+    return gates * blocks >= 4 ? ROWS_BY_4 : ROWS_BY_3;
+}
+
+#endif

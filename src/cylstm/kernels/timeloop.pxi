@@ -1,0 +1,246 @@
+# Time and threads: one parallel region per call.
+#
+# Forward: with enough rows, threads claim groups of rows and never meet. With few, all threads of a
+# direction share the rows, own blocks of units (whose weights stay in their cache) and meet once
+# per step. Backward goes through chunks of time: first the recurrence, split likewise, then the
+# chunk's share of weight and input gradients, claimed piece by piece. The split never changes the
+# order in which anything is added up.
+
+cdef extern from "Python.h" nogil:
+    # Declared without error return: a pending exception is raised after the region.
+    int PyErr_CheckSignals()
+
+cdef enum:
+    NEVER = 0x40000000
+
+ctypedef struct Run:
+    # Shared by the threads of one call.
+    Sequence *seq
+    Level *level
+    Py_ssize_t directions
+    Py_ssize_t groups       # of rows per direction, claimed; 0 if threads own blocks instead
+    Py_ssize_t group_rows
+    Py_ssize_t chunk_steps
+    Team team[3]            # of each direction, and of all
+    char *scratch           # (threads, scratch_size): private
+    Py_ssize_t scratch_size
+    Py_ssize_t entries      # room in a Part
+    char *gates[2]          # slots of a direction whose threads own blocks: shared
+    Py_ssize_t stop         # chunk before which to stop for a signal
+    double next_look        # time to ask for signals again
+
+
+cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
+    """Where the share of one of `size` threads begins."""
+    return n * rank // size
+
+
+cdef void look_for_signals(Run *run, Py_ssize_t chunk) noexcept nogil:
+    """Ten times a second, let Python see a Ctrl-C, and stop everybody before this chunk."""
+    if seconds() < run.next_look:
+        return
+    with gil:
+        if PyErr_CheckSignals() != 0:
+            run.stop = chunk
+    run.next_look = seconds() + 0.1
+
+
+cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
+    cdef char *at = run.scratch + thread * run.scratch_size
+    p.a = <void **>at
+    p.out = p.a + run.entries
+    p.panel = p.out + run.entries
+    p.gates = p.panel       # forward needs no panel, backward no slots of its own
+
+
+cdef void forward_part(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t size,
+                       bint first) noexcept nogil:
+    """All steps of some rows and blocks, meeting the others of the team after each step."""
+    cdef Py_ssize_t step, chunk = 0
+    p.step1 = 0
+    while p.step1 < s.steps and s.active[p.step1] > p.row0:
+        p.step0 = p.step1
+        p.step1 = min(s.steps, p.step0 + run.chunk_steps)
+        if first:
+            look_for_signals(run, chunk)
+        team_meet(team, size)
+        if run.stop <= chunk:
+            return
+        run.level.project(s, p)
+        for step in range(p.step0, p.step1):
+            run.level.forward_step(s, p, step)
+            team_meet(team, size)
+        chunk += 1
+
+
+cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
+    cdef Part p
+    cdef Sequence *s
+    cdef Py_ssize_t item, d, rank, size
+    set_up_part(run, &p, thread)
+    if run.groups:
+        p.block0, p.block1 = 0, run.seq[0].w.blocks
+        item = team_claim(&run.team[2])
+        while item < run.groups * run.directions and run.stop == NEVER:
+            s = &run.seq[item % run.directions]
+            p.row0 = share(s.rows, item // run.directions, run.groups)
+            p.row1 = share(s.rows, item // run.directions + 1, run.groups)
+            forward_part(run, s, &p, &run.team[2], 1, thread == 0)
+            item = team_claim(&run.team[2])
+        return
+    for d in range(run.directions):
+        rank, size = thread, threads
+        if run.directions == 2 and threads > 1:
+            if thread % 2 != d:
+                continue
+            rank, size = thread // 2, (threads + 1 - d) // 2
+        s = &run.seq[d]
+        p.row0, p.row1 = 0, s.rows
+        p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
+        p.gates = run.gates[d]
+        forward_part(run, s, &p, &run.team[d], size, thread == 0)
+
+
+cdef void weights_and_inputs(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t size,
+                             Py_ssize_t *claimed) noexcept nogil:
+    """The chunk's share of the weight gradients by block, and of dx by entries."""
+    cdef Py_ssize_t entries = s.first[p.step1] - p.origin
+    cdef Py_ssize_t items = s.w.blocks + (entries + DX_ENTRIES - 1) // DX_ENTRIES
+    cdef Py_ssize_t item = team_claim(team) - claimed[0], entry
+    while item < items:
+        if item < s.w.blocks:
+            p.block0, p.block1 = item, item + 1
+            run.level.weight_gradient(s, p)
+        else:
+            entry = (item - s.w.blocks) * DX_ENTRIES
+            run.level.input_gradient(s, p, entry, min(entries, entry + DX_ENTRIES))
+        item = team_claim(team) - claimed[0]
+    # Every thread of the team fails to claim exactly once.
+    claimed[0] += items + size
+
+
+cdef void backward_recurrence(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t rank,
+                              Py_ssize_t size) noexcept nogil:
+    """Gradients of all pre-activations of a chunk, and the rows they will be multiplied with."""
+    cdef Py_ssize_t step, rows = s.active[p.step0], step0 = p.step0, step1 = p.step1
+    cdef bint by_rows = size == 1 or rows >= 8 * size
+    p.row0, p.row1, p.block0, p.block1 = 0, rows, 0, s.w.blocks
+    if by_rows:
+        p.row0, p.row1 = share(rows, rank, size), share(rows, rank + 1, size)
+    else:
+        p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
+    for step in range(step1 - 1, step0 - 1, -1):
+        run.level.backward_cell(s, p, step)
+        if not by_rows:
+            team_meet(team, size)
+        run.level.backward_state(s, p, step)
+    if not by_rows:
+        p.step0 = step0 + share(step1 - step0, rank, size)
+        p.step1 = step0 + share(step1 - step0, rank + 1, size)
+    run.level.copy_rows(s, p)
+    p.step0, p.step1 = step0, step1
+
+
+cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
+    cdef Part p
+    cdef Sequence *s
+    cdef Py_ssize_t d, rank, size, claimed, chunk
+    set_up_part(run, &p, thread)
+    for d in range(run.directions):
+        rank, size, claimed, chunk = thread, threads, 0, 0
+        if run.directions == 2 and threads > 1:
+            if thread % 2 != d:
+                continue
+            rank, size = thread // 2, (threads + 1 - d) // 2
+        s = &run.seq[d]
+        p.step1 = s.steps
+        while p.step1 > 0:
+            p.step0 = max(0, p.step1 - run.chunk_steps)
+            p.origin = s.first[p.step0]
+            if thread == 0:
+                look_for_signals(run, chunk)
+            team_meet(&run.team[d], size)
+            if run.stop <= chunk:
+                return
+            backward_recurrence(run, s, &p, &run.team[d], rank, size)
+            team_meet(&run.team[d], size)
+            weights_and_inputs(run, s, &p, &run.team[d], size, &claimed)
+            p.step1 = p.step0
+            chunk += 1
+
+
+cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
+    """The parallel region."""
+    cdef FpMode mode
+    cdef Py_ssize_t d
+    for d in range(3):
+        team_init(&run.team[d])
+    run.stop = NEVER
+    run.next_look = seconds() + 0.1
+    if threads == 1:
+        with nogil:
+            mode = fp_flush()
+            if is_forward:
+                forward_thread(run, 0, 1)
+            else:
+                backward_thread(run, 0, 1)
+            fp_restore(mode)
+    else:
+        with nogil, parallel(num_threads=threads):
+            mode = fp_flush()
+            if is_forward:
+                forward_thread(run, threadid(), omp_get_num_threads())
+            else:
+                backward_thread(run, threadid(), omp_get_num_threads())
+            fp_restore(mode)
+    if run.stop != NEVER:
+        raise_pending()
+    return 0
+
+
+cdef int raise_pending() except -1:
+    return -1
+
+
+cdef int run_forward(Call call, Py_ssize_t threads) except -1:
+    cdef Run run
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
+    cdef Py_ssize_t rows = s.rows, d, shared
+    if s.steps == 0 or rows == 0:
+        return 0
+    run.seq, run.level, run.directions = call.seq, call.level, call.directions
+    run.groups = (rows + GROUP_ROWS - 1) // GROUP_ROWS
+    if run.groups * run.directions < threads:
+        run.groups = min(rows // 8, threads)
+    run.group_rows = rows
+    if run.groups:
+        run.group_rows = (rows + run.groups - 1) // run.groups
+    run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // run.group_rows)
+    run.chunk_steps = min(run.chunk_steps, s.steps)
+    run.entries = run.chunk_steps * run.group_rows
+    run.scratch_size = 2 * run.entries * <Py_ssize_t>sizeof(void *)
+    shared = 0 if s.tape != NULL else times(run.entries, row_size)
+    if run.groups:
+        run.scratch_size += shared
+    run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
+    run.scratch = <char *>call.room(threads, run.scratch_size)
+    if not run.groups:
+        for d in range(run.directions):
+            run.gates[d] = <char *>call.room(1, shared)
+    return go(&run, threads, True)
+
+
+cdef int run_backward(Call call, Py_ssize_t threads) except -1:
+    cdef Run run
+    cdef Sequence *s = &call.seq[0]
+    if s.steps == 0 or s.rows == 0:
+        return 0
+    run.seq, run.level, run.directions = call.seq, call.level, call.directions
+    run.chunk_steps = max(1, CHUNK_ENTRIES // s.rows)
+    run.entries = max(CHUNK_ENTRIES, s.rows)
+    run.scratch_size = run.entries * (2 * <Py_ssize_t>sizeof(void *)
+                                      + 4 * call.level.lanes * call.level.itemsize)
+    run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
+    run.scratch = <char *>call.room(threads, run.scratch_size)
+    return go(&run, threads, False)

@@ -1,0 +1,539 @@
+"""The recurrent layers: parameters, states, and one call down to the kernels per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cylstm import checks, threads
+from cylstm.kernels import dispatch, sequence
+from cylstm.params import Array, Parameters
+
+State = Any  # an array, or for LSTM a tuple (h, c) of arrays
+Rng = None | int | np.random.Generator
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What one `forward` keeps for `backward`. Opaque; may be used any number of times."""
+
+    layer: Recurrent = field(repr=False)
+    calls: list[sequence.Call] = field(repr=False)
+    masks: list[Array] = field(repr=False)
+    lengths: Array | None = field(repr=False)
+    batched: bool
+    shape: tuple[int, int]
+
+
+class Recurrent(Parameters):
+    """What RNN, LSTM and GRU share. Subclasses say how many gates and which states there are."""
+
+    #: Gates in PyTorch's order, as stacked in the weights.
+    gates: ClassVar[tuple[str, ...]]
+    #: The arrays a state consists of.
+    states: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: Any = "float32",
+        rng: Rng = None,
+    ) -> None:
+        self.input_size = checks.size("input_size", input_size)
+        self.hidden_size = checks.size("hidden_size", hidden_size)
+        self.num_layers = checks.size("num_layers", num_layers)
+        self.bias = checks.flag("bias", bias)
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.dropout = checks.number("dropout", dropout, 0, 1)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        self.num_directions = 2 if bidirectional else 1
+        super().__init__(self._parameter_shapes(), checks.dtype(dtype))
+        self._rng = np.random.default_rng(rng)
+        bound = 1 / math.sqrt(self.hidden_size)
+        self.assign(self._rng.uniform(-bound, bound, self.flat_params.size))
+
+    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        rows = len(self.gates) * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {}
+        for suffix in self._suffixes():
+            first = suffix.startswith("l0")
+            width = self.input_size if first else self.num_directions * self.hidden_size
+            shapes[f"weight_ih_{suffix}"] = (rows, width)
+            shapes[f"weight_hh_{suffix}"] = (rows, self.hidden_size)
+            if self.bias:
+                shapes[f"bias_ih_{suffix}"] = (rows,)
+                shapes[f"bias_hh_{suffix}"] = (rows,)
+        return shapes
+
+    def _suffixes(self) -> list[str]:
+        """Names of all directions of all layers, in the order of the states' first axis."""
+        directions = ("", "_reverse")[: self.num_directions]
+        return [f"l{layer}{d}" for layer in range(self.num_layers) for d in directions]
+
+    def __repr__(self) -> str:
+        """Show the constructor's main arguments."""
+        words = [f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"]
+        if self.bidirectional:
+            words.append("bidirectional=True")
+        return f"{type(self).__name__}({', '.join(words)}, dtype={self.dtype.name!r})"
+
+    # What the kernels need of a cell
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _slot_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        """Biases in the kernels' slot order; those that are only ever added are added here."""
+        return b_ih + b_hh
+
+    def _changed(self) -> None:
+        self._packed: dict[bool, tuple[int, list[list[sequence.Packed]]]] = {}
+
+    def _weights(self, backward: bool) -> list[list[sequence.Packed]]:
+        """Packed weights of each direction of each layer, packed again only after a change."""
+        version = self._version
+        found = self._packed.get(backward)
+        if found is None or found[0] != version:
+            table = dispatch.table(self.dtype.name)
+            rows = len(self.gates) * self.hidden_size
+            zeros = np.zeros(rows, self.dtype)
+            packed = []
+            for suffix in self._suffixes():
+                b_ih = self.params.get(f"bias_ih_{suffix}", zeros)
+                b_hh = self.params.get(f"bias_hh_{suffix}", zeros)
+                packed.append(
+                    sequence.Packed(
+                        table,
+                        self._cell(),
+                        self.params[f"weight_ih_{suffix}"][None],
+                        self.params[f"weight_hh_{suffix}"][None],
+                        self._slot_bias(b_ih, b_hh)[None, None],
+                        backward,
+                    )
+                )
+            d = self.num_directions
+            found = version, [packed[i : i + d] for i in range(0, len(packed), d)]
+            self._packed[backward] = found
+        return found[1]
+
+    # Running
+
+    def __call__(
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, State]:
+        """Run the layer for inference: no tape, no dropout.
+
+        Parameters
+        ----------
+        x : array-like of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched
+            Real numbers of any dtype, cast to the layer's.
+        state : array or tuple (h, c) for LSTM, optional
+            Initial state, each (num_layers * num_directions, B, H), or without B if unbatched;
+            default zeros. None in place of h or c is zeros, too.
+        lengths : array-like of int of shape (B,), optional
+            Valid steps of each row, 0 to T, in any order; default all. Output beyond a row's
+            length is 0, its final state is that of its last valid step, and the reverse
+            direction starts there.
+        out : ndarray, optional
+            Where to write `y`.
+        num_threads : int, optional
+            Most threads to use; default `get_num_threads()`. Never changes a bit of the result.
+
+        Returns
+        -------
+        y : ndarray of shape (T, B, num_directions * H), laid out as `x`
+        state : ndarray or tuple (h, c)
+            Final state, shaped as the initial one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument's shape, dtype or value does not fit; named in the message.
+        """
+        y, final, _ = self._run(x, state, lengths, out, num_threads, False)
+        return y, final
+
+    def forward(
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        out: Array | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Array, State, Tape]:
+        """Run the layer for training: with dropout between layers, keeping a tape.
+
+        The output has the same bits as that of a plain call, unless there is dropout. The tape
+        refers to `x` without copying it: do not overwrite it before `backward`.
+
+        Parameters
+        ----------
+        x, state, lengths, out, num_threads
+            As for a plain call.
+
+        Returns
+        -------
+        y : ndarray
+        state : ndarray or tuple (h, c)
+        tape : Tape
+            For `backward`. It remembers the weights, so they may change in between.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As a plain call.
+        """
+        y, final, tape = self._run(x, state, lengths, out, num_threads, True)
+        assert tape is not None
+        return y, final, tape
+
+    def _run(
+        self,
+        x: Any,
+        state: State,
+        lengths: Any,
+        out: Array | None,
+        num_threads: int | None,
+        taped: bool,
+    ) -> tuple[Array, State, Tape | None]:
+        n_threads = threads.get_num_threads() if num_threads is None else threads.checked(num_threads)
+        x = checks.array("x", x, self.dtype)
+        batched = x.ndim == 3
+        if not (2 <= x.ndim <= 3) or x.shape[-1] != self.input_size:
+            raise ValueError(
+                f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
+                f"with I = input_size = {self.input_size}, got {x.shape}"
+            )
+        if y_given := out is not None:
+            width = self.num_directions * self.hidden_size
+            out = self._inward(checks.out(out, (*x.shape[:-1], width), self.dtype), batched)
+        x = self._inward(x, batched)
+        steps, rows, _ = x.shape
+        if lengths is not None:
+            lengths = checks.lengths(lengths, rows, steps)
+        initial = self._states_in("state", state, rows, batched)
+        final = tuple(np.empty(self._state_shape(rows, True), self.dtype) for _ in self.states)
+        weights = self._weights(taped)
+        calls, masks = [], []
+        for layer in range(self.num_layers):
+            last = layer == self.num_layers - 1
+            y = out if last and y_given else self._empty(steps, rows, batched and last)
+            calls.append(
+                sequence.forward(
+                    weights[layer],
+                    x,
+                    y,
+                    self._of_layer(initial, layer),
+                    self._of_layer(final, layer),
+                    lengths,
+                    taped,
+                    n_threads,
+                )
+            )
+            x = y
+            if taped and self.dropout > 0 and not last:
+                masks.append(self._dropout_mask(y.shape))
+                x = y * masks[-1]
+        tape = Tape(self, calls, masks, lengths, batched, (steps, rows)) if taped else None
+        return self._outward(y, batched), self._states_out(final, batched), tape
+
+    def backward(
+        self,
+        tape: Tape,
+        dy: Any,
+        dstate: State = None,
+        *,
+        num_threads: int | None = None,
+    ) -> tuple[Array, State]:
+        """Propagate gradients back through one `forward`, adding to `grads`.
+
+        Parameters
+        ----------
+        tape : Tape
+            From this layer's `forward`.
+        dy : array-like shaped as y, or None
+            Gradient of the output; None is zeros. Ignored beyond a row's length.
+        dstate : array or tuple (dh, dc) for LSTM, optional
+            Gradient of the final state; default zeros.
+        num_threads : int, optional
+            Most threads to use; never changes a bit of the result.
+
+        Returns
+        -------
+        dx : ndarray shaped as x
+            Zero beyond a row's length.
+        dstate : ndarray or tuple (dh, dc)
+            Gradient of the initial state.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument does not fit; `grads` is unchanged then.
+
+        Notes
+        -----
+        Backpropagation through time (Werbos 1990), exact: nothing is truncated or clipped.
+        """
+        if not isinstance(tape, Tape):
+            raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
+        if tape.layer is not self:
+            raise ValueError("tape: expected one of this layer, got one of another layer")
+        n_threads = threads.get_num_threads() if num_threads is None else threads.checked(num_threads)
+        steps, rows = tape.shape
+        batched = tape.batched
+        if dy is not None:
+            width = self.num_directions * self.hidden_size
+            expected: tuple[int, ...] = (steps, width)
+            if batched:
+                expected = (rows, steps, width) if self.batch_first else (steps, rows, width)
+            dy = checks.shape("dy", checks.array("dy", dy, self.dtype), expected)
+            dy = self._inward(dy, batched)
+        dfinal = self._states_in("dstate", dstate, rows, batched)
+        dinitial = tuple(np.empty(self._state_shape(rows, True), self.dtype) for _ in self.states)
+        gradient = np.zeros_like(self.flat_params)
+        views = self.split(gradient)
+        for layer in reversed(range(self.num_layers)):
+            width = tape.calls[layer].x.shape[2]
+            dx = [
+                self._empty(steps, rows, batched and layer == 0, width, tape.lengths is not None)
+                for _ in range(self.num_directions)
+            ]
+            sequence.backward(
+                tape.calls[layer],
+                dy,
+                self._of_layer(dfinal, layer),
+                self._of_layer(dinitial, layer),
+                dx,
+                [self._gradients(views, f"l{layer}{d}") for d in ("", "_reverse")],
+                n_threads,
+            )
+            if self.bidirectional:
+                dx[0] += dx[1]
+            dy = dx[0]
+            if layer > 0 and tape.masks:
+                dy *= tape.masks[layer - 1]
+        with self._lock:
+            self.flat_grads += gradient
+        return self._outward(dy, batched), self._states_out(dinitial, batched)
+
+    def _gradients(self, views: dict[str, Array], suffix: str) -> tuple[Array | None, ...]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        found = [views.get(f"{name}_{suffix}") for name in names]
+        return tuple(
+            None if v is None else v[None] if v.ndim == 2 else v[None, None] for v in found
+        )
+
+    def _dropout_mask(self, shape: tuple[int, ...]) -> Array:
+        """Inverted dropout: 0 with probability p, otherwise 1 / (1 - p)."""
+        keep = 1 - self.dropout
+        kept = self._rng.random(shape, np.float32) < keep
+        return kept * self.dtype.type(1 / keep if keep else 0)
+
+    # Layouts: inside, arrays are (T, B, width) and states (L * D, B, H)
+
+    def _inward(self, a: Array, batched: bool) -> Array:
+        if not batched:
+            return a[:, None]
+        return a.swapaxes(0, 1) if self.batch_first else a
+
+    def _outward(self, a: Array, batched: bool) -> Array:
+        if not batched:
+            return a[:, 0]
+        return a.swapaxes(0, 1) if self.batch_first else a
+
+    def _empty(
+        self, steps: int, rows: int, face: bool, width: int | None = None, zero: bool = False
+    ) -> Array:
+        """Room for an output, in memory order of the caller's layout if he will see it."""
+        make = np.zeros if zero else np.empty
+        width = self.num_directions * self.hidden_size if width is None else width
+        if face and self.batch_first:
+            return make((rows, steps, width), self.dtype).swapaxes(0, 1)
+        return make((steps, rows, width), self.dtype)
+
+    def _state_shape(self, rows: int, batched: bool) -> tuple[int, ...]:
+        first = self.num_layers * self.num_directions
+        return (first, rows, self.hidden_size) if batched else (first, self.hidden_size)
+
+    def _states_in(
+        self, name: str, state: State, rows: int, batched: bool
+    ) -> tuple[Array | None, ...]:
+        if state is None:
+            return (None,) * len(self.states)
+        shape = self._state_shape(rows, batched)
+        found = checks.tensors(name, state, self.states, shape, self.dtype)
+        if batched:
+            return found
+        return tuple(None if s is None else s[:, None] for s in found)
+
+    def _states_out(self, states: Sequence[Array], batched: bool) -> State:
+        if not batched:
+            states = [s[:, 0] for s in states]
+        return states[0] if len(self.states) == 1 else tuple(states)
+
+    def _of_layer(self, states: tuple[Any, ...], layer: int) -> tuple[Any, ...]:
+        if self.num_layers == 1:
+            return states
+        part = slice(layer * self.num_directions, (layer + 1) * self.num_directions)
+        return tuple(None if s is None else s[part] for s in states)
+
+
+class RNN(Recurrent):
+    """Vanilla recurrent layer: h_t = tanh(W x_t + b_ih + U h_{t-1} + b_hh), or relu.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Sizes I and H, at least 1.
+    num_layers : int, default 1
+        Stacked layers, each reading the outputs of the one below.
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+    bias : bool, default True
+        Whether there are b_ih and b_hh.
+    batch_first : bool, default False
+        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
+    dropout : float, default 0.0
+        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last.
+    bidirectional : bool, default False
+        Also read backwards; outputs are concatenated.
+    dtype : {"float32", "float64"}, default "float32"
+    rng : None, int or numpy.random.Generator, default None
+        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of dropout.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not what is said above; named in the message.
+
+    References
+    ----------
+    Elman, "Finding structure in time", Cognitive Science 14 (1990).
+    """
+
+    gates = ("h",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        nonlinearity: str = "tanh",
+        **options: Any,
+    ) -> None:
+        self.nonlinearity = checks.choice("nonlinearity", nonlinearity, ("tanh", "relu"))
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class LSTM(Recurrent):
+    """Long short-term memory; gates i, f, g, o stacked in this order as in PyTorch.
+
+    ::
+
+        i, f, o = sigmoid(W x_t + b_ih + U h_{t-1} + b_hh)      each with its own rows
+        g       = tanh(W x_t + b_ih + U h_{t-1} + b_hh)
+        c_t     = f c_{t-1} + i g
+        h_t     = o tanh(c_t)
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        As for `RNN`.
+    forget_bias : float, optional
+        Added to the forget gate's initial bias, so that memory is kept until training says
+        otherwise (Gers et al. 2000; 1 is common). Default None: PyTorch's initial values.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not what is said above; named in the message.
+
+    References
+    ----------
+    Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9 (1997).
+    Gers, Schmidhuber and Cummins, "Learning to forget", Neural Computation 12 (2000).
+    """
+
+    gates = ("input", "forget", "candidate", "output")
+    states = ("h", "c")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        forget_bias: float | None = None,
+        **options: Any,
+    ) -> None:
+        if forget_bias is not None:
+            forget_bias = checks.number("forget_bias", forget_bias, -1e6, 1e6)
+        super().__init__(input_size, hidden_size, num_layers, **options)
+        if forget_bias is None:
+            return
+        if not self.bias:
+            raise ValueError(f"forget_bias: expected None with bias=False, got {forget_bias}")
+        forget = slice(self.hidden_size, 2 * self.hidden_size)
+        names = [f"bias_ih_{suffix}" for suffix in self._suffixes()]
+        changed = {name: self.params[name].copy() for name in names}
+        for value in changed.values():
+            value[forget] += forget_bias
+        self.assign(changed)
+
+    def _cell(self) -> str:
+        return "lstm"
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit; gates r, z, n stacked in this order as in PyTorch.
+
+    The reset gate acts after the recurrent product, as in cuDNN and PyTorch::
+
+        r, z = sigmoid(W x_t + b_ih + U h_{t-1} + b_hh)         each with its own rows
+        n    = tanh(W_n x_t + b_in + r (U_n h_{t-1} + b_hn))
+        h_t  = (1 - z) n + z h_{t-1}
+
+    Parameters
+    ----------
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype, rng
+        As for `RNN`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not what is said above; named in the message.
+
+    References
+    ----------
+    Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP (2014).
+    """
+
+    gates = ("reset", "update", "candidate")
+
+    def _cell(self) -> str:
+        return "gru"
+
+    def _slot_bias(self, b_ih: Array, b_hh: Array) -> Array:
+        (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(b_ih, 3), np.split(b_hh, 3)
+        return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])

@@ -1,0 +1,133 @@
+"""How many threads a call uses, and what the library reports about itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cylstm.kernels import dispatch, sequence
+
+_chosen: int | None = None
+
+
+def checked(num_threads: Any) -> int:
+    """Check a number of threads: an integer of at least 1."""
+    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
+        raise TypeError(f"num_threads: expected an integer, got {num_threads!r}")
+    n = num_threads.__index__()
+    if n < 1:
+        raise ValueError(f"num_threads: expected at least 1, got {n}")
+    return min(n, 1024)
+
+
+def set_num_threads(num_threads: int | None) -> None:
+    """Set how many threads calls use by default, for the whole process.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        At least 1; None returns to the number of available CPUs. A limit set on the OpenMP
+        runtime (``OMP_NUM_THREADS``, ``threadpoolctl.threadpool_limits``) still applies.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not an integer, or less than 1.
+    """
+    global _chosen
+    _chosen = None if num_threads is None else checked(num_threads)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call uses unless it says ``num_threads=``."""
+    limit: int = sequence.openmp_max_threads()
+    if _chosen is not None:
+        return min(_chosen, limit)
+    if "OMP_NUM_THREADS" in os.environ:
+        return limit
+    return min(available_cpus(), limit)
+
+
+@cache
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity, cut by the cgroup's quota (v2 or v1)."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, min(cpus, _cgroup_quota() or cpus))
+
+
+def _cgroup_quota() -> int | None:
+    """Whole CPUs the cgroup's bandwidth limit allows, rounded up; None without a limit."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    try:
+        return -(-int(quota) // int(period)) if int(quota) > 0 else None
+    except (ValueError, ZeroDivisionError):
+        return None  # "max": no limit
+
+
+def config() -> dict[str, Any]:
+    """Return what `show_config` prints, as a dictionary.
+
+    Returns
+    -------
+    dict
+        ``version``, ``isa`` (in use), ``isa_built``, ``isa_usable``, ``num_threads``,
+        ``available_cpus``, ``openmp`` (bool), ``blas`` and the versions of Python, NumPy, SciPy.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    import numpy as np
+
+    import cylstm
+
+    try:
+        import scipy
+
+        scipy_version = version("scipy")
+        found = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        blas = f"{found['name']} {found['version']} through scipy.linalg.cython_blas"
+    except (ImportError, PackageNotFoundError):
+        scipy_version, blas = "not installed", "none (Linear needs SciPy)"
+    return {
+        "version": cylstm.__version__,
+        "isa": dispatch.in_use(),
+        "isa_built": list(dispatch.built()),
+        "isa_usable": list(dispatch.usable()),
+        "num_threads": get_num_threads(),
+        "available_cpus": available_cpus(),
+        "openmp": sequence.OPENMP,
+        "blas": blas,
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "scipy": scipy_version,
+    }
+
+
+def show_config() -> None:
+    """Print version, instruction sets built, usable and in use, threads, OpenMP and BLAS."""
+    c = config()
+    openmp = "yes" if c["openmp"] else "no: this is a serial build, every call runs on one thread"
+    lines = {
+        "cylstm": c["version"],
+        "instruction set": c["isa"],
+        "  built": ", ".join(c["isa_built"]),
+        "  usable here": ", ".join(c["isa_usable"]),
+        "threads": f"{c['num_threads']} (of {c['available_cpus']} available CPUs)",
+        "OpenMP": openmp,
+        "BLAS": c["blas"],
+        "Python": c["python"],
+        "NumPy, SciPy": f"{c['numpy']}, {c['scipy']}",
+    }
+    for name, value in lines.items():
+        print(f"{name:16} {value}")
