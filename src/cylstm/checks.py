@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
+
 
 def size(name: str, value: Any, least: int = 1) -> int:
     """Check an integer of at least `least`."""
@@ -62,9 +64,8 @@ def dtype(value: Any) -> np.dtype[Any]:
 
 def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return real numbers as the kernels read them: cast, aligned, native, last axis contiguous."""
-    if type(value) is np.ndarray and value.dtype is dtype and value.flags.c_contiguous:
-        if value.flags.aligned:
-            return value
+    if type(value) is np.ndarray and value.dtype is dtype and value.flags.num & READY == READY:
+        return value
     try:
         found = np.asarray(value)
     except ValueError as error:
@@ -135,7 +136,11 @@ def tensors(
             f"{name}: expected a tuple ({', '.join(parts)}), got "
             + (f"{len(value)} values" if isinstance(value, (tuple, list)) else repr(type(value)))
         )
-    return tuple(
-        None if v is None else shape(f"{name} {part}", array(f"{name} {part}", v, dtype), expected)
-        for part, v in zip(parts, value, strict=True)
-    )
+    found = []
+    for part, v in zip(parts, value, strict=True):
+        if v is not None:
+            v = array(f"{name} {part}", v, dtype)
+            if v.shape != expected:
+                raise ValueError(f"{name} {part}: expected shape {expected}, got {v.shape}")
+        found.append(v)
+    return tuple(found)

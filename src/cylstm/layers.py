@@ -24,9 +24,10 @@ class Tape:
     layer: Recurrent = field(repr=False)
     calls: list[sequence.Call] = field(repr=False)
     masks: list[Array] = field(repr=False)
-    lengths: Array | None = field(repr=False)
+    padded: bool
     batched: bool
-    shape: tuple[int, int]
+    steps: int
+    rows: int
 
 
 class Recurrent(Parameters):
@@ -36,6 +37,8 @@ class Recurrent(Parameters):
     gates: ClassVar[tuple[str, ...]]
     #: The arrays a state consists of.
     states: ClassVar[tuple[str, ...]] = ("h",)
+    #: Where `trace` finds the gates among the kernels' slots.
+    _traced_slots: ClassVar[dict[str, int]] = {}
 
     def __init__(
         self,
@@ -167,8 +170,7 @@ class Recurrent(Parameters):
         ValueError, TypeError
             An argument's shape, dtype or value does not fit; named in the message.
         """
-        y, final, _ = self._run(x, state, lengths, out, num_threads, False)
-        return y, final
+        return self._run(x, state, lengths, out, num_threads, False, False)[:2]
 
     def forward(
         self,
@@ -201,9 +203,10 @@ class Recurrent(Parameters):
         ValueError, TypeError
             As a plain call.
         """
-        y, final, tape = self._run(x, state, lengths, out, num_threads, True)
-        assert tape is not None
-        return y, final, tape
+        y, final, calls, masks, shape = self._run(
+            x, state, lengths, out, num_threads, True, self.dropout > 0
+        )
+        return y, final, Tape(self, calls, masks, lengths is not None, *shape)
 
     def _run(
         self,
@@ -213,11 +216,12 @@ class Recurrent(Parameters):
         out: Array | None,
         num_threads: int | None,
         taped: bool,
-    ) -> tuple[Array, State, Tape | None]:
-        n_threads = threads.get_num_threads() if num_threads is None else threads.checked(num_threads)
+        drop: bool,
+    ) -> tuple[Array, State, list[sequence.Call], list[Array], tuple[bool, int, int]]:
+        n_threads = threads.number(num_threads)
         x = checks.array("x", x, self.dtype)
         batched = x.ndim == 3
-        if not (2 <= x.ndim <= 3) or x.shape[-1] != self.input_size:
+        if not (batched or x.ndim == 2) or x.shape[-1] != self.input_size:
             raise ValueError(
                 f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
                 f"with I = input_size = {self.input_size}, got {x.shape}"
@@ -230,30 +234,59 @@ class Recurrent(Parameters):
         if lengths is not None:
             lengths = checks.lengths(lengths, rows, steps)
         initial = self._states_in("state", state, rows, batched)
-        final = tuple(np.empty(self._state_shape(rows, True), self.dtype) for _ in self.states)
+        shape = (self.num_layers * self.num_directions, rows, self.hidden_size)
+        final = tuple([np.empty(shape, self.dtype) for _ in self.states])
         weights = self._weights(taped)
         calls, masks = [], []
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             y = out if last and y_given else self._empty(steps, rows, batched and last)
-            calls.append(
-                sequence.forward(
-                    weights[layer],
-                    x,
-                    y,
-                    self._of_layer(initial, layer),
-                    self._of_layer(final, layer),
-                    lengths,
-                    taped,
-                    n_threads,
-                )
-            )
+            h0, hn = self._of_layer(initial, layer), self._of_layer(final, layer)
+            call = sequence.forward(weights[layer], x, y, h0, hn, lengths, taped, n_threads)
             x = y
-            if taped and self.dropout > 0 and not last:
-                masks.append(self._dropout_mask(y.shape))
-                x = y * masks[-1]
-        tape = Tape(self, calls, masks, lengths, batched, (steps, rows)) if taped else None
-        return self._outward(y, batched), self._states_out(final, batched), tape
+            if taped:
+                calls.append(call)
+                if drop and not last:
+                    masks.append(self._dropout_mask(y.shape))
+                    x = y * masks[-1]
+        y, final = self._outward(y, batched), self._states_out(final, batched)
+        return y, final, calls, masks, (batched, steps, rows)
+
+    def trace(
+        self, x: Any, state: State = None, *, lengths: Any = None
+    ) -> dict[str, dict[str, Array]]:
+        """Run the layer as a plain call does and return what went on inside.
+
+        Parameters
+        ----------
+        x, state, lengths
+            As for a plain call.
+
+        Returns
+        -------
+        dict of str to dict of str to ndarray
+            For each layer and direction ("l0", "l0_reverse", "l1", ...), arrays of shape
+            (T, B, H), laid out as `x`, at original time positions, zero beyond a row's length:
+            every activated gate by name (LSTM "input", "forget", "candidate", "output"; GRU
+            "reset", "update", "candidate"), "hidden", and for LSTM "cell".
+        """
+        _, _, calls, _, (batched, steps, rows) = self._run(
+            x, state, lengths, None, None, True, False
+        )
+        traces = {}
+        for i, suffix in enumerate(self._suffixes()):
+            call, direction = calls[i // self.num_directions], i % self.num_directions
+            slots, c, h, time, row = call.recorded(direction)
+            named = {name: slots[:, slot] for name, slot in self._traced_slots.items()}
+            named["hidden"] = h
+            if c is not None:
+                named["cell"] = c
+            traces[suffix] = {}
+            for name, entries in named.items():
+                full = np.zeros((steps, rows, self.hidden_size), self.dtype)
+                full[time, row] = entries
+                traces[suffix][name] = self._outward(full, batched)
+        return traces
 
     def backward(
         self,
@@ -296,9 +329,8 @@ class Recurrent(Parameters):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         if tape.layer is not self:
             raise ValueError("tape: expected one of this layer, got one of another layer")
-        n_threads = threads.get_num_threads() if num_threads is None else threads.checked(num_threads)
-        steps, rows = tape.shape
-        batched = tape.batched
+        n_threads = threads.number(num_threads)
+        steps, rows, batched = tape.steps, tape.rows, tape.batched
         if dy is not None:
             width = self.num_directions * self.hidden_size
             expected: tuple[int, ...] = (steps, width)
@@ -307,13 +339,14 @@ class Recurrent(Parameters):
             dy = checks.shape("dy", checks.array("dy", dy, self.dtype), expected)
             dy = self._inward(dy, batched)
         dfinal = self._states_in("dstate", dstate, rows, batched)
-        dinitial = tuple(np.empty(self._state_shape(rows, True), self.dtype) for _ in self.states)
+        shape = (self.num_layers * self.num_directions, rows, self.hidden_size)
+        dinitial = tuple([np.empty(shape, self.dtype) for _ in self.states])
         gradient = np.zeros_like(self.flat_params)
         views = self.split(gradient)
         for layer in reversed(range(self.num_layers)):
             width = tape.calls[layer].x.shape[2]
             dx = [
-                self._empty(steps, rows, batched and layer == 0, width, tape.lengths is not None)
+                self._empty(steps, rows, batched and layer == 0, width, tape.padded)
                 for _ in range(self.num_directions)
             ]
             sequence.backward(
@@ -369,20 +402,15 @@ class Recurrent(Parameters):
             return make((rows, steps, width), self.dtype).swapaxes(0, 1)
         return make((steps, rows, width), self.dtype)
 
-    def _state_shape(self, rows: int, batched: bool) -> tuple[int, ...]:
-        first = self.num_layers * self.num_directions
-        return (first, rows, self.hidden_size) if batched else (first, self.hidden_size)
-
     def _states_in(
         self, name: str, state: State, rows: int, batched: bool
     ) -> tuple[Array | None, ...]:
-        if state is None:
-            return (None,) * len(self.states)
-        shape = self._state_shape(rows, batched)
+        layers = self.num_layers * self.num_directions
+        shape = (layers, rows, self.hidden_size) if batched else (layers, self.hidden_size)
         found = checks.tensors(name, state, self.states, shape, self.dtype)
         if batched:
             return found
-        return tuple(None if s is None else s[:, None] for s in found)
+        return tuple([None if s is None else s[:, None] for s in found])
 
     def _states_out(self, states: Sequence[Array], batched: bool) -> State:
         if not batched:
@@ -393,7 +421,7 @@ class Recurrent(Parameters):
         if self.num_layers == 1:
             return states
         part = slice(layer * self.num_directions, (layer + 1) * self.num_directions)
-        return tuple(None if s is None else s[part] for s in states)
+        return tuple([None if s is None else s[part] for s in states])
 
 
 class RNN(Recurrent):
@@ -477,6 +505,7 @@ class LSTM(Recurrent):
 
     gates = ("input", "forget", "candidate", "output")
     states = ("h", "c")
+    _traced_slots: ClassVar[dict[str, int]] = {name: slot for slot, name in enumerate(gates)}
 
     def __init__(
         self,
@@ -530,6 +559,7 @@ class GRU(Recurrent):
     """
 
     gates = ("reset", "update", "candidate")
+    _traced_slots: ClassVar[dict[str, int]] = {"reset": 1, "update": 2, "candidate": 0}
 
     def _cell(self) -> str:
         return "gru"

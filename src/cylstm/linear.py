@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from cylstm import checks
 from cylstm.params import Array, Parameters
 
 Rng = int | np.random.Generator | None
 
 
 class LinearTape(NamedTuple):
-    """What `Linear.backward` needs: the input, and how often the weights had been changed."""
+    """What `Linear.backward` needs: the input, and the weights as they were."""
 
     x: Array
-    version: int
+    weight: Array
 
 
 class EmbeddingTape(NamedTuple):
@@ -65,15 +65,28 @@ class Linear(Parameters):
         dtype: npt.DTypeLike = "float32",
         rng: Rng = None,
     ) -> None:
-        self.in_features = _size("in_features", in_features)
-        self.out_features = _size("out_features", out_features)
-        self.bias = bool(bias)
+        self.in_features = checks.size("in_features", in_features)
+        self.out_features = checks.size("out_features", out_features)
+        self.bias = checks.flag("bias", bias)
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        super().__init__(shapes, _real_dtype(dtype))
+        super().__init__(shapes, checks.dtype(dtype))
         bound = self.in_features**-0.5
         self.assign(np.random.default_rng(rng).uniform(-bound, bound, self.flat_params.size))
+
+    def _changed(self) -> None:
+        self._frozen: dict[str, Array] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the copies, too."""
+        return super().__getstate__() | {"_frozen": {}}
+
+    def _frozen_params(self) -> dict[str, Array]:
+        """Return copies that no `assign` changes, made once after each, for calls and tapes."""
+        with self._lock:
+            self._frozen = self._frozen or self.state_dict()
+            return self._frozen
 
     def __call__(self, x: npt.ArrayLike) -> Array:
         """Output alone; see `forward`."""
@@ -91,7 +104,8 @@ class Linear(Parameters):
         -------
         y : ndarray of shape (..., out_features)
         tape : LinearTape
-            Refers to `x` where no copy was needed: leave `x` unchanged until `backward`.
+            Remembers the weights, so they may change in between. Refers to `x` where no copy
+            was needed: leave that unchanged until `backward`.
 
         Raises
         ------
@@ -102,16 +116,16 @@ class Linear(Parameters):
         """
         from cylstm.kernels.blas import gemm
 
-        version = self._version
-        x = _real_array("x", x, self.dtype)
+        x = checks.array("x", x, self.dtype)
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected shape (..., {self.in_features}), got {x.shape}")
         y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
+        params = self._frozen_params()
         if self.bias:
-            y[...] = self.params["bias"]
+            y[...] = params["bias"]
         # y := x W' + b
-        gemm(_rows(x), self.params["weight"], _rows(y), transpose_b=True, beta=float(self.bias))
-        return y, LinearTape(x, version)
+        gemm(_rows(x), params["weight"], _rows(y), transpose_b=True, beta=float(self.bias))
+        return y, LinearTape(x, params["weight"])
 
     def backward(self, tape: LinearTape, dy: npt.ArrayLike) -> Array:
         """Add the parameters' gradients to `grads` and return the input's.
@@ -133,35 +147,29 @@ class Linear(Parameters):
         TypeError
             `tape` is not a `LinearTape`, or `dy` is not made of real numbers.
         ValueError
-            The shape of `dy` is not the output's, or the parameters have been changed since
-            `forward`. `grads` is unchanged then.
+            The shape of `dy` is not the output's, or the tape is that of another kind of layer.
+            `grads` is unchanged then.
         """
         from cylstm.kernels.blas import gemm
 
-        x = self._check_tape(tape)
-        dy = _real_array("dy", dy, self.dtype)
-        shape = (*x.shape[:-1], self.out_features)
-        if dy.shape != shape:
-            raise ValueError(f"dy: expected shape {shape}, got {dy.shape}")
-        dx = np.empty_like(x)
-        # dx := dy W
-        gemm(_rows(dy), self.params["weight"], _rows(dx))
-        with self._lock:  # two threads adding at once would lose a gradient
-            # dW := dW + dy' x, db := db + sum over rows of dy
-            gemm(_rows(dy), _rows(x), self.grads["weight"], transpose_a=True, beta=1.0)
-            if self.bias:
-                self.grads["bias"] += _rows(dy).sum(axis=0, dtype=np.float64)
-        return dx
-
-    def _check_tape(self, tape: LinearTape) -> Array:
         if not isinstance(tape, LinearTape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
-        expected, got = (self.in_features, self.dtype), (tape.x.shape[-1], tape.x.dtype)
-        if got != expected:
-            raise ValueError(f"tape: expected in_features and dtype {expected}, got {got}")
-        if tape.version != self._version:
-            raise ValueError("tape: the parameters have been changed since forward")
-        return tape.x
+        x, weight = tape
+        expected = (self.out_features, self.in_features), self.dtype
+        if (weight.shape, weight.dtype) != expected:
+            raise ValueError(f"tape: expected weights {expected}, got {weight.shape, weight.dtype}")
+        dy = checks.array("dy", dy, self.dtype)
+        checks.shape("dy", dy, (*x.shape[:-1], self.out_features))
+        x_rows, dy_rows = _rows(x), _rows(dy)
+        dx = np.empty(x.shape, self.dtype)
+        # dx := dy W
+        gemm(dy_rows, weight, _rows(dx))
+        with self._lock:  # two threads adding at once would lose a gradient
+            # dW := dW + dy' x, db := db + sum over rows of dy
+            gemm(dy_rows, x_rows, self.grads["weight"], transpose_a=True, beta=1.0)
+            if self.bias:
+                self.grads["bias"] += dy_rows.sum(axis=0, dtype=np.float64)
+        return dx
 
 
 class Embedding(Parameters):
@@ -195,9 +203,10 @@ class Embedding(Parameters):
         dtype: npt.DTypeLike = "float32",
         rng: Rng = None,
     ) -> None:
-        self.num_embeddings = _size("num_embeddings", num_embeddings)
-        self.embedding_dim = _size("embedding_dim", embedding_dim)
-        super().__init__({"weight": (self.num_embeddings, self.embedding_dim)}, _real_dtype(dtype))
+        self.num_embeddings = checks.size("num_embeddings", num_embeddings)
+        self.embedding_dim = checks.size("embedding_dim", embedding_dim)
+        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
+        super().__init__(shapes, checks.dtype(dtype))
         self.assign(np.random.default_rng(rng).normal(size=self.flat_params.size))
 
     def __call__(self, ids: npt.ArrayLike) -> Array:
@@ -254,10 +263,8 @@ class Embedding(Parameters):
         """
         if not isinstance(tape, EmbeddingTape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
-        dy = _real_array("dy", dy, self.dtype)
-        shape = (*tape.ids.shape, self.embedding_dim)
-        if dy.shape != shape:
-            raise ValueError(f"dy: expected shape {shape}, got {dy.shape}")
+        dy = checks.array("dy", dy, self.dtype)
+        checks.shape("dy", dy, (*tape.ids.shape, self.embedding_dim))
         # Sums over equal ids side by side, in order and float64: exacter than numpy.add.at, faster
         # where ids repeat.
         ids = tape.ids.ravel()
@@ -270,32 +277,6 @@ class Embedding(Parameters):
             self.grads["weight"][used] += sums
 
 
-def _size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
-
-
-def _real_dtype(value: npt.DTypeLike) -> np.dtype[Any]:
-    try:
-        dtype = np.dtype(value)
-    except TypeError:
-        raise TypeError(f"dtype: expected float32 or float64, got {value!r}") from None
-    if value is None or dtype not in (np.float32, np.float64):  # NumPy takes None for float64
-        raise ValueError(f"dtype: expected float32 or float64, got {value!r}")
-    return dtype
-
-
-def _real_array(name: str, value: npt.ArrayLike, dtype: np.dtype[Any]) -> Array:
-    """Make a C-contiguous, aligned array of the dtype, without a copy where there is one."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    return np.require(array, dtype, ["C", "A"])
-
-
 def _rows(array: Array) -> Array:
-    """View an array as the matrix whose rows lie along its last axis."""
-    return array.reshape(-1, array.shape[-1])
+    """Return the C-contiguous matrix of the array's last axis, a view if the array is that."""
+    return np.ascontiguousarray(array.reshape(-1, array.shape[-1]))

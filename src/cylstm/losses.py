@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cylstm import checks
 from cylstm.params import Array
 
 
@@ -50,11 +51,12 @@ def cross_entropy(
         Shapes do not fit, or a valid target or a length is out of range.
     """
     logits = _float_array("logits", logits)
-    targets = _integers("targets", targets)
+    targets = np.asarray(targets)
+    if targets.dtype.kind not in "iu":
+        raise TypeError(f"targets: expected integers, got dtype {targets.dtype}")
     if logits.ndim < 2 or logits.shape[-1] == 0:
         raise ValueError(f"logits: expected shape (..., C) with C > 0, got {logits.shape}")
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets: expected shape {logits.shape[:-1]}, got {targets.shape}")
+    checks.shape("targets", targets, logits.shape[:-1])
     valid = _valid_steps("targets", targets.shape, lengths, batch_first)
     classes = logits.shape[-1]
     picked, target = logits[valid], targets[valid].ravel()
@@ -122,8 +124,7 @@ def mse_loss(
     target = np.asarray(target)
     if target.dtype.kind not in "fiu":
         raise TypeError(f"target: expected real numbers, got dtype {target.dtype}")
-    if target.shape != prediction.shape:
-        raise ValueError(f"target: expected shape {prediction.shape}, got {target.shape}")
+    checks.shape("target", target, prediction.shape)
     valid = _valid_steps("prediction", prediction.shape, lengths, batch_first)
     difference = prediction[valid] - target[valid]
     dprediction = np.zeros(prediction.shape, prediction.dtype)
@@ -140,16 +141,10 @@ def _valid_steps(
     """Index of the valid steps of an array of the shape: a mask of its first two axes, or all."""
     if lengths is None:
         return ...
-    lengths = _integers("lengths", lengths)
     if len(shape) < 2:
         raise ValueError(f"{name}: with lengths, expected at least 2 axes, got shape {shape}")
     rows, steps = shape[:2] if batch_first else shape[1::-1]
-    if lengths.shape != (rows,):
-        raise ValueError(f"lengths: expected shape {(rows,)}, got {lengths.shape}")
-    outside = (lengths < 0) | (lengths > steps)
-    if outside.any():
-        raise ValueError(f"lengths: expected 0 to {steps}, got {lengths[outside][0]}")
-    mask = np.arange(steps) < lengths[:, np.newaxis]
+    mask = np.arange(steps) < checks.lengths(lengths, rows, steps)[:, np.newaxis]
     return mask if batch_first else mask.T
 
 
@@ -159,10 +154,3 @@ def _float_array(name: str, value: npt.ArrayLike) -> Array:
     if native not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {array.dtype}")
     return array.astype(native, copy=False)
-
-
-def _integers(name: str, value: Any) -> npt.NDArray[np.integer[Any]]:
-    array = np.asarray(value)
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return array

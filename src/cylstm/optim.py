@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from cylstm import checks
 from cylstm.params import Array, Parameters
 
 # Elements of a step done at once, so that the vectors of all its operations stay in the L2 cache.
@@ -47,8 +47,8 @@ class Optimizer:
         names: tuple[str, ...] = (),
     ) -> None:
         self.modules = _modules(modules)
-        self.lr = _not_negative("lr", lr)
-        self.weight_decay = _not_negative("weight_decay", weight_decay)
+        self.lr = checks.number("lr", lr, 0, math.inf)
+        self.weight_decay = checks.number("weight_decay", weight_decay, 0, math.inf)
         self.steps = 0
         self.state: list[dict[str, Array]] = [
             {name: np.zeros_like(module.flat_params) for name in names} for module in self.modules
@@ -135,8 +135,8 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        self.momentum = _not_negative("momentum", momentum)
-        self.nesterov = bool(nesterov)
+        self.momentum = checks.number("momentum", momentum, 0, math.inf)
+        self.nesterov = checks.flag("nesterov", nesterov)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
         super().__init__(modules, lr, weight_decay, ("momentum_buffer",) if self.momentum else ())
@@ -204,7 +204,7 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         self.betas = _betas(betas)
-        self.eps = _not_negative("eps", eps)
+        self.eps = checks.number("eps", eps, 0, math.inf)
         super().__init__(modules, lr, weight_decay, ("exp_avg", "exp_avg_sq"))
 
     def _update(
@@ -309,10 +309,9 @@ def clip_grad_norm(modules: Parameters | Iterable[Parameters], max_norm: float) 
         `max_norm` is negative or NaN, there are no modules, or one comes twice.
     """
     modules = _modules(modules)
-    if not _number("max_norm", max_norm) >= 0:
-        raise ValueError(f"max_norm: expected a number >= 0, got {max_norm!r}")
+    max_norm = checks.number("max_norm", max_norm, 0, math.inf)
     norm = math.sqrt(sum(_sum_of_squares(module.flat_grads) for module in modules))
-    scale = float(max_norm) / (norm + 1e-6)
+    scale = max_norm / (norm + 1e-6)
     if not scale >= 1:  # NaN included
         with np.errstate(invalid="ignore"):
             for module in modules:
@@ -343,23 +342,10 @@ def _modules(modules: Any) -> tuple[Parameters, ...]:
     return several
 
 
-def _not_negative(name: str, value: float) -> float:
-    number = _number(name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    return number
-
-
 def _betas(betas: tuple[float, float]) -> tuple[float, float]:
     if not isinstance(betas, Sequence) or len(betas) != 2:
         raise TypeError(f"betas: expected two numbers, got {betas!r}")
-    b1, b2 = (_number("betas", beta) for beta in betas)
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+    b1, b2 = (checks.number("betas", beta, 0, 1) for beta in betas)
+    if 1 in (b1, b2):
+        raise ValueError(f"betas: expected numbers below 1, got {betas!r}")
     return b1, b2
-
-
-def _number(name: str, value: float) -> float:
-    if not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)

@@ -44,7 +44,7 @@ class Parameters:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
         self._shapes = dict(shapes)
-        self.dtype = dtype
+        self.dtype = np.dtype(dtype.name)  # NumPy's own object, which compares fastest
         size = sum(math.prod(shape) for shape in self._shapes.values())
         self._storage = np.zeros(size, dtype)
         self._flat_grads = np.zeros(size, dtype)
@@ -195,6 +195,7 @@ class Parameters:
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a new lock and new views."""
         self.__dict__.update(state)
+        self.dtype = np.dtype(self.dtype.name)
         # joblib, dask and pickle protocol 5 may hand over arrays in read-only memory.
         self._storage = np.require(self._storage, requirements="W")
         self._flat_grads = np.require(self._flat_grads, requirements="W")

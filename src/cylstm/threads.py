@@ -11,6 +11,7 @@ from typing import Any
 from cylstm.kernels import dispatch, sequence
 
 _chosen: int | None = None
+_omp_num_threads = "OMP_NUM_THREADS" in os.environ  # OpenMP reads it once, too
 
 
 def checked(num_threads: Any) -> int:
@@ -21,6 +22,11 @@ def checked(num_threads: Any) -> int:
     if n < 1:
         raise ValueError(f"num_threads: expected at least 1, got {n}")
     return min(n, 1024)
+
+
+def number(num_threads: Any) -> int:
+    """How many threads a call may use: what it says, or the default."""
+    return get_num_threads() if num_threads is None else checked(num_threads)
 
 
 def set_num_threads(num_threads: int | None) -> None:
@@ -46,7 +52,7 @@ def get_num_threads() -> int:
     limit: int = sequence.openmp_max_threads()
     if _chosen is not None:
         return min(_chosen, limit)
-    if "OMP_NUM_THREADS" in os.environ:
+    if _omp_num_threads:
         return limit
     return min(available_cpus(), limit)
 

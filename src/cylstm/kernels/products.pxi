@@ -90,19 +90,22 @@ cdef void project(const Sequence *s, const Part *p) noexcept nogil:
 cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
     """Add U h to the slots and apply the cell: the state after `step`."""
     cdef Py_ssize_t gates = s.w.gates, size = s.w.hidden * gates * LANES
-    cdef Py_ssize_t n = rows_at(s, p, step), i, j, block = p.block0, at_once
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j, done = 0, block, count
+    cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0)
     for i in range(n):
         p.a[i] = state(s, s.h, step, p.row0 + i, 0)
         p.out[i] = gates_at(s, p, step, p.row0 + i)
-    while n > 0 and block < p.block1:
-        at_once = tile_blocks(n, gates, p.block1 - block)
+    while n > 0 and done < p.block1 - p.block0:
+        count = min(at_once, p.block1 - p.block0 - done)
+        # Every other step goes backwards, to find in cache the weights the last one ended with.
+        block = p.block1 - done - count if step & 1 else p.block0 + done
         product(<const real **>p.a, 1, <real **>p.out, (block * s.w.slots + s.w.h_slot) * LANES,
                 s.w.slots * LANES, n, s.w.hidden, <real *>s.w.w_hh + block * size, size, gates,
-                at_once)
+                count)
         for i in range(n):
-            for j in range(block, block + at_once):
+            for j in range(block, block + count):
                 forward_block(s, <real *>p.out[i], step, p.row0 + i, j)
-        block += at_once
+        done += count
 
 
 cdef inline Py_ssize_t gradient_at(const Sequence *s, const Part *p, Py_ssize_t step,

@@ -6,7 +6,7 @@ arithmetic, whatever the Python face has checked before.
 """
 
 cimport numpy as cnp
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cython.parallel cimport parallel, threadid
 from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
@@ -48,12 +48,15 @@ cdef extern from * nogil:
     #define DX_ENTRIES 48
     /* Work below which waking a second thread costs more than it saves, in multiply-adds. */
     #define SERIAL_WORK 1000000
+    /* One block holds all small pieces of a short call. */
+    #define SMALL_BLOCK 16384
     """
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
     const Py_ssize_t GROUP_ROWS
     const Py_ssize_t DX_ENTRIES
     const Py_ssize_t SERIAL_WORK
+    const Py_ssize_t SMALL_BLOCK
     bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
 
 watch_forks()
@@ -86,36 +89,61 @@ cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
     return product
 
 
-cdef class Buffer:
-    """Memory on a cache line of its own, freed with its owner."""
-    cdef char *data
+cdef class Arena:
+    """Memory in cache lines of its own, freed with its owner; small pieces share a block."""
+    cdef list blocks
+    cdef char *free_from
+    cdef Py_ssize_t free_size
 
-    def __cinit__(self, Py_ssize_t count, Py_ssize_t itemsize, bint zero=False):
-        cdef Py_ssize_t size = (times(count, itemsize) + 127) & ~<Py_ssize_t>63
-        self.data = <char *>aligned_alloc(64, size)
-        if self.data == NULL:
-            raise MemoryError(f"cannot allocate {size} bytes")
+    def __cinit__(self):
+        self.blocks = []
+        self.free_size = 0
+
+    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
+        """`count` times `size` bytes."""
+        cdef Py_ssize_t needed = (times(count, size) + 127) & ~<Py_ssize_t>63
+        cdef void *piece
+        if needed > self.free_size:
+            self.free_size = max(needed, SMALL_BLOCK)
+            self.free_from = <char *>aligned_alloc(64, self.free_size)
+            if self.free_from == NULL:
+                self.free_size = 0
+                raise MemoryError(f"cannot allocate {needed} bytes")
+            self.blocks.append(PyCapsule_New(self.free_from, "cylstm.block", free_block))
+        piece = self.free_from
+        self.free_from += needed
+        self.free_size -= needed
         if zero:
-            memset(self.data, 0, size)
+            memset(piece, 0, needed)
+        return piece
 
-    def __dealloc__(self):
-        free(self.data)
+
+cdef void free_block(object capsule) noexcept:
+    free(PyCapsule_GetPointer(capsule, "cylstm.block"))
 
 
 cdef Level *level_of(capsule) except NULL:
     return <Level *>PyCapsule_GetPointer(capsule, "cylstm.Level")
 
 
-cdef inline char *data_of(array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2,
-                          str name, bint written=False) except? NULL:
-    """Check one floating (d0, d1, d2) array whose last axis is contiguous; its first byte."""
+ctypedef struct View:
+    # A (d0, d1, d2) array with contiguous last axis; strides in bytes.
+    char *data
+    Py_ssize_t outer
+    Py_ssize_t inner
+
+
+cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2,
+              str name, bint written=False) except -1:
+    """Check one array of this shape, and say where it is."""
     if not isinstance(array, cnp.ndarray):
         raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
     cdef cnp.ndarray a = array
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
     cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    cdef int typenum = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
     if (cnp.PyArray_NDIM(a) != 3 or shape[0] != d0 or shape[1] != d1 or shape[2] != d2
-            or cnp.PyArray_TYPE(a) != (cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64)
+            or cnp.PyArray_TYPE(a) != typenum
             or not cnp.PyArray_ISALIGNED(a) or not cnp.PyArray_ISNOTSWAPPED(a)
             or (d2 > 1 and strides[2] != itemsize)
             or strides[0] % itemsize or strides[1] % itemsize
@@ -124,7 +152,9 @@ cdef inline char *data_of(array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
             f"{name}: expected shape {(d0, d1, d2)}, {'' if not written else 'writeable, '}"
             f"{itemsize}-byte floats, last axis contiguous; got {array.shape} {array.dtype}"
         )
-    return <char *>cnp.PyArray_DATA(a)
+    view.data = <char *>cnp.PyArray_DATA(a)
+    view.outer, view.inner = strides[0], strides[1]
+    return 0
 
 
 cdef class Packed:
@@ -146,16 +176,15 @@ cdef class Packed:
     cdef Weights w
     cdef Level *level
     cdef object table
-    cdef list buffers
+    cdef Arena arena
     cdef readonly bint backward
 
     def __init__(self, table, str cell, w_ih, w_hh, bias, bint backward):
         cdef Level *level = level_of(table)
         cdef Weights *w = &self.w
         cdef Py_ssize_t lanes = level.lanes, turn
-        cdef char *natural_ih
-        cdef char *natural_hh
-        self.table, self.level, self.buffers, self.backward = table, level, [], backward
+        cdef View ih, hh, b
+        self.table, self.level, self.arena, self.backward = table, level, Arena(), backward
         w.cell = CELLS[cell]
         w.gates = 4 if w.cell == LSTM else 3 if w.cell == GRU else 1
         w.slots = 4 if w.cell == GRU else w.gates
@@ -164,27 +193,27 @@ cdef class Packed:
         w.blocks = (w.hidden + lanes - 1) // lanes
         w.in_blocks = (w.inputs + lanes - 1) // lanes
         turn = 2 if w.cell == GRU else 0
-        natural_ih = data_of(w_ih, level.itemsize, 1, w.gates * w.hidden, w.inputs, "w_ih")
-        natural_hh = data_of(w_hh, level.itemsize, 1, w.gates * w.hidden, w.hidden, "w_hh")
+        look(&ih, w_ih, level.itemsize, 1, times(w.gates, w.hidden), w.inputs, "w_ih")
+        look(&hh, w_hh, level.itemsize, 1, times(w.gates, w.hidden), w.hidden, "w_hh")
+        look(&b, bias, level.itemsize, 1, 1, times(w.slots, w.hidden), "bias")
+        if (w.inputs > 1 and ih.inner != w.inputs * level.itemsize) \
+                or (w.hidden > 1 and hh.inner != w.hidden * level.itemsize):
+            raise ValueError("w_ih, w_hh: expected contiguous arrays")
         w.w_ih = self.room(w.blocks * w.gates, w.inputs)
-        level.pack(natural_ih, w.hidden, w.inputs, w.gates, turn, w.w_ih)
+        level.pack(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih)
         w.w_hh = self.room(w.blocks * w.gates, w.hidden)
-        level.pack(natural_hh, w.hidden, w.hidden, w.gates, 0, w.w_hh)
+        level.pack(hh.data, w.hidden, w.hidden, w.gates, 0, w.w_hh)
         w.bias = self.room(w.blocks * w.slots, 1)
-        level.pack(data_of(bias, level.itemsize, 1, 1, w.slots * w.hidden, "bias"), w.hidden, 1,
-                   w.slots, 0, w.bias)
+        level.pack(b.data, w.hidden, 1, w.slots, 0, w.bias)
         if backward:
             w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(natural_ih, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
+            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
             w.w_hh_t = self.room(w.blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(natural_hh, w.hidden, w.hidden, w.gates, 0, w.w_hh_t)
+            level.pack_transposed(hh.data, w.hidden, w.hidden, w.gates, 0, w.w_hh_t)
 
     cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
         """Zeroed memory for vectors * count vectors."""
-        cdef Buffer buffer = Buffer(times(vectors, count),
-                                    self.level.lanes * self.level.itemsize, True)
-        self.buffers.append(buffer)
-        return buffer.data
+        return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
 
 
 cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept nogil:
@@ -197,60 +226,54 @@ cdef class Call:
     cdef Sequence seq[2]
     cdef Py_ssize_t directions
     cdef Level *level
-    cdef list kept          # everything the pointers in seq point into
     cdef Py_ssize_t *row    # (rows) place of each sorted row in the caller's batch
     cdef Py_ssize_t *length # (rows) its steps
+    cdef Arena arena        # what the pointers in seq point into, as do weights and x
+    cdef list weights
     cdef readonly object x
 
-    def __init__(self, list weights, x, y, lengths, bint taped):
+    def __init__(self, list weights, cnp.ndarray x, cnp.ndarray y, lengths, bint taped):
         cdef Packed packed = weights[0]
-        cdef Py_ssize_t steps = x.shape[0], rows = x.shape[1], d, width, taped_rows
+        cdef Py_ssize_t itemsize = packed.level.itemsize, d, width, slots
         cdef Sequence *s
-        cdef char *x_data
-        cdef char *y_data
-        self.kept, self.directions, self.level, self.x = [weights], len(weights), packed.level, x
+        cdef View x_view, y_view
+        self.weights, self.directions, self.level = weights, len(weights), packed.level
+        self.x, self.arena = x, Arena()
         if not 1 <= self.directions <= 2:
             raise ValueError(f"weights: expected 1 or 2 directions, got {self.directions}")
-        cdef Py_ssize_t itemsize = self.level.itemsize
-        x_data = data_of(x, itemsize, steps, rows, packed.w.inputs, "x")
-        y_data = data_of(y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
+        if cnp.PyArray_NDIM(x) != 3:
+            raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
+        cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
+        look(&x_view, x, itemsize, steps, rows, packed.w.inputs, "x")
+        look(&y_view, y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
         for d in range(self.directions):
             s = &self.seq[d]
             packed = weights[d]
             s.w = packed.w
             s.steps, s.rows = steps, rows
-            s.x, s.y = x_data, y_data + d * s.w.hidden * itemsize
+            s.x, s.y = x_view.data, y_view.data + d * s.w.hidden * itemsize
             if packed.level != self.level or s.w.inputs != self.seq[0].w.inputs \
                     or s.w.hidden != self.seq[0].w.hidden or (taped and not packed.backward):
                 raise ValueError("weights: both directions must be packed alike")
         self.order_rows(lengths)
         for d in range(self.directions):
             s = &self.seq[d]
-            s.x_row = <Py_ssize_t *>self.room(rows, sizeof(Py_ssize_t))
-            s.y_row = <Py_ssize_t *>self.room(rows, sizeof(Py_ssize_t))
-            s.x_step = self.place(d, x, s.x_row)
-            s.y_step = self.place(d, y, s.y_row)
+            s.x_row, s.x_step = self.place(d, &x_view), x_view.outer // itemsize
+            s.y_row, s.y_step = self.place(d, &y_view), y_view.outer // itemsize
+            if d:
+                s.x_step, s.y_step = -s.x_step, -s.y_step
             width = s.w.blocks * self.level.lanes * itemsize
             s.ring = -1 if taped else 1
-            taped_rows = times((steps if taped else 1) + 1, rows)
-            s.h = self.room(taped_rows, width)
-            if s.w.cell == LSTM:
-                s.c = self.room(taped_rows, width)
-            if taped and s.w.slots > 1:
-                s.tape = self.room(s.first[steps], s.w.slots * width)
-            elif taped:
-                s.tape = self.room(s.first[steps], width)
-
-    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
-        cdef Buffer buffer = Buffer(count, size, zero)
-        self.kept.append(buffer)
-        return buffer.data
+            slots = times((steps if taped else 1) + 1, rows)
+            s.h = self.arena.room(slots, width)
+            s.c = self.arena.room(slots, width) if s.w.cell == LSTM else NULL
+            s.tape = self.arena.room(times(s.first[steps], s.w.slots), width) if taped else NULL
 
     cdef int order_rows(self, lengths) except -1:
         """Sort rows by length, longest first and stable; count those running at each step."""
         cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n, at
-        cdef Py_ssize_t *active = <Py_ssize_t *>self.room(3 * (steps + 2) + 2 * rows,
-                                                         sizeof(Py_ssize_t), True)
+        cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(3 * (steps + 2) + 2 * rows,
+                                                               sizeof(Py_ssize_t), True)
         cdef Py_ssize_t *first = active + steps + 2
         cdef Py_ssize_t *start = first + steps + 2
         cdef Py_ssize_t *row = start + steps + 2
@@ -285,29 +308,30 @@ cdef class Call:
             self.seq[b].active, self.seq[b].first = active, first
         return 0
 
-    cdef Py_ssize_t place(self, Py_ssize_t d, array, Py_ssize_t *at) except? -1:
-        """Where each sorted row starts in a (T, B, ...) array; elements from step to step."""
-        cdef Py_ssize_t time = array.strides[0] // self.level.itemsize, b
-        cdef Py_ssize_t batch = array.strides[1] // self.level.itemsize
-        for b in range(self.seq[d].rows):
-            at[b] = self.row[b] * batch
+    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view) except NULL:
+        """Elements from the start of a (T, B, ...) array to each sorted row's step 0."""
+        cdef Py_ssize_t b, rows = self.seq[0].rows
+        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(rows, sizeof(Py_ssize_t))
+        for b in range(rows):
+            at[b] = self.row[b] * view.inner
             if d:
-                at[b] += max(0, self.length[b] - 1) * time
-        return -time if d else time
+                at[b] += max(0, self.length[b] - 1) * view.outer
+            at[b] //= self.level.itemsize
+        return at
 
     cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, str name) except -1:
         """Sorted and padded rows from a (D, B, H) array; None is zeros."""
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, b, pitch
+        cdef Py_ssize_t itemsize = self.level.itemsize, b
         cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
-        cdef char *data
+        cdef View view
         memset(base, 0, s.rows * width)
         if array is not None:
-            data = data_of(array, itemsize, self.directions, s.rows, s.w.hidden, name)
-            data += d * <Py_ssize_t>array.strides[0]
-            pitch = array.strides[1]
+            look(&view, array, itemsize, self.directions, s.rows, s.w.hidden, name)
             for b in range(s.rows):
-                memcpy(<char *>base + b * width, data + self.row[b] * pitch, s.w.hidden * itemsize)
+                memcpy(<char *>base + b * width,
+                       view.data + d * view.outer + self.row[b] * view.inner,
+                       s.w.hidden * itemsize)
         return 0
 
     cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, str name,
@@ -316,11 +340,10 @@ cdef class Call:
         cdef Sequence *s = &self.seq[d]
         cdef Py_ssize_t itemsize = self.level.itemsize, b
         cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
-        cdef char *data = data_of(array, itemsize, self.directions, s.rows, s.w.hidden, name, True)
-        cdef Py_ssize_t pitch = array.strides[1]
-        data += d * <Py_ssize_t>array.strides[0]
+        cdef View view
+        look(&view, array, itemsize, self.directions, s.rows, s.w.hidden, name, True)
         for b in range(s.rows):
-            memcpy(data + self.row[b] * pitch,
+            memcpy(view.data + d * view.outer + self.row[b] * view.inner,
                    <char *>base + ((self.length[b] & ring) * s.rows + b) * width,
                    s.w.hidden * itemsize)
         return 0
@@ -328,9 +351,12 @@ cdef class Call:
     cdef Call again(self, dy, list dx):
         """A copy for one backward pass, with gradients where the outputs were."""
         cdef Call call = Call.__new__(Call)
+        cdef Arena arena = Arena()
         cdef Py_ssize_t itemsize = self.level.itemsize, d, entries, width, vector
         cdef Sequence *s
-        call.kept, call.directions, call.level = [self], self.directions, self.level
+        cdef View view
+        call.arena, call.weights, call.directions, call.level = arena, self.weights, \
+            self.directions, self.level
         call.row, call.length, call.x = self.row, self.length, self.x
         vector = self.level.lanes * itemsize
         for d in range(self.directions):
@@ -338,28 +364,27 @@ cdef class Call:
             s = &call.seq[d]
             width = s.w.blocks * vector
             entries = max(CHUNK_ENTRIES, s.rows)
-            s.d_x = call.room(times(entries, s.w.gates), width)
-            s.d_h = call.room(times(entries, s.w.gates), width) if s.w.cell == GRU else s.d_x
+            s.d_x = arena.room(times(entries, s.w.gates), width)
+            s.d_h = arena.room(times(entries, s.w.gates), width) if s.w.cell == GRU else s.d_x
             s.x_stride = odd_lines(s.w.inputs, itemsize)
             s.h_stride = odd_lines(s.w.hidden, itemsize)
-            s.x_copy = call.room(times(entries, s.x_stride), itemsize)
-            s.h_copy = call.room(times(entries, s.h_stride), itemsize)
-            s.dx_copy = call.room(times(entries, s.w.in_blocks), vector)
-            s.dh = call.room(s.rows, width)
-            s.dc = call.room(s.rows, width) if s.w.cell == LSTM else NULL
-            s.dw_ih = call.room(times(s.w.gates, s.w.inputs), width, True)
-            s.dw_hh = call.room(times(s.w.gates, s.w.hidden), width, True)
-            s.db_ih = call.room(s.w.gates, width, True)
-            s.db_hh = call.room(s.w.gates, width, True) if s.w.cell == GRU else NULL
-            s.dx = data_of(dx[d], itemsize, s.steps, s.rows, s.w.inputs, "dx", True)
-            s.dx_row = <Py_ssize_t *>call.room(s.rows, sizeof(Py_ssize_t))
-            s.dx_step = call.place(d, dx[d], s.dx_row)
+            s.x_copy = arena.room(times(entries, s.x_stride), itemsize)
+            s.h_copy = arena.room(times(entries, s.h_stride), itemsize)
+            s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
+            s.dh = arena.room(s.rows, width)
+            s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
+            s.dw_ih = arena.room(times(s.w.gates, s.w.inputs), width, True)
+            s.dw_hh = arena.room(times(s.w.gates, s.w.hidden), width, True)
+            s.db_ih = arena.room(s.w.gates, width, True)
+            s.db_hh = arena.room(s.w.gates, width, True) if s.w.cell == GRU else NULL
+            look(&view, dx[d], itemsize, s.steps, s.rows, s.w.inputs, "dx", True)
+            s.dx, s.dx_row = view.data, call.place(d, &view)
+            s.dx_step = (-view.outer if d else view.outer) // itemsize
             s.y = NULL
             if dy is not None:
-                s.y = data_of(dy, itemsize, s.steps, s.rows, self.directions * s.w.hidden, "dy")
-                s.y = <char *>s.y + d * s.w.hidden * itemsize
-                s.y_row = <Py_ssize_t *>call.room(s.rows, sizeof(Py_ssize_t))
-                s.y_step = call.place(d, dy, s.y_row)
+                look(&view, dy, itemsize, s.steps, s.rows, self.directions * s.w.hidden, "dy")
+                s.y, s.y_row = view.data + d * s.w.hidden * itemsize, call.place(d, &view)
+                s.y_step = (-view.outer if d else view.outer) // itemsize
         return call
 
     cdef int add_gradients(self, Py_ssize_t d, tuple gradients) except -1:
@@ -368,17 +393,56 @@ cdef class Call:
         cdef Weights *w = &s.w
         cdef Level *level = self.level
         cdef Py_ssize_t size = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
+        cdef View ih, hh, b_ih, b_hh
         dw_ih, dw_hh, db_ih, db_hh = gradients
-        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn,
-                         data_of(dw_ih, level.itemsize, 1, size, w.inputs, "dw_ih", True))
-        level.unpack_add(s.dw_hh, w.hidden, w.hidden, w.gates, 0,
-                         data_of(dw_hh, level.itemsize, 1, size, w.hidden, "dw_hh", True))
+        look(&ih, dw_ih, level.itemsize, 1, size, w.inputs, "dw_ih", True)
+        look(&hh, dw_hh, level.itemsize, 1, size, w.hidden, "dw_hh", True)
+        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn, ih.data)
+        level.unpack_add(s.dw_hh, w.hidden, w.hidden, w.gates, 0, hh.data)
         if db_ih is not None:
-            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn,
-                             data_of(db_ih, level.itemsize, 1, 1, size, "db_ih", True))
+            look(&b_ih, db_ih, level.itemsize, 1, 1, size, "db_ih", True)
+            look(&b_hh, db_hh, level.itemsize, 1, 1, size, "db_hh", True)
+            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, b_ih.data)
             level.unpack_add(s.db_ih if s.db_hh == NULL else s.db_hh, w.hidden, 1, w.gates, 0,
-                             data_of(db_hh, level.itemsize, 1, 1, size, "db_hh", True))
+                             b_hh.data)
         return 0
+
+    def recorded(self, Py_ssize_t d):
+        """What the tape of direction `d` holds, for inspection.
+
+        Returns
+        -------
+        tuple of ndarray
+            Activated slots (entries, S, H), c after each entry (entries, H) or None, h likewise,
+            time and row of each entry in the caller's batch.
+        """
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k, j
+        cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize
+        dtype = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
+        cdef cnp.npy_intp shape[4]
+        shape[0], shape[1], shape[2], shape[3] = entries, s.w.blocks, s.w.slots, lanes
+        slots = cnp.PyArray_SimpleNew(4, shape, dtype)
+        memcpy(cnp.PyArray_DATA(slots), s.tape, entries * s.w.blocks * s.w.slots * vector)
+        shape[1] = s.w.blocks * lanes
+        h = cnp.PyArray_SimpleNew(2, shape, dtype)
+        c = cnp.PyArray_SimpleNew(2, shape, dtype) if s.c != NULL else None
+        shape[1] = 2
+        where = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_INTP)
+        cdef Py_ssize_t *at = <Py_ssize_t *>cnp.PyArray_DATA(where)
+        cdef Py_ssize_t width = s.w.blocks * vector
+        for t in range(s.steps):
+            for b in range(s.active[t]):
+                k = ((t + 1) * s.rows + b) * width
+                memcpy(cnp.PyArray_BYTES(h) + e * width, <char *>s.h + k, width)
+                if s.c != NULL:
+                    memcpy(cnp.PyArray_BYTES(c) + e * width, <char *>s.c + k, width)
+                at[2 * e] = self.length[b] - 1 - t if d else t
+                at[2 * e + 1] = self.row[b]
+                e += 1
+        n = s.w.hidden
+        slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, -1)[:, :, :n]
+        return slots, None if c is None else c[:, :n], h[:, :n], where[:, 0], where[:, 1]
 
     cdef Py_ssize_t work(self):
         """Multiply-adds of one forward pass, saturating."""
@@ -395,7 +459,7 @@ cdef int team_size(Call call, int threads):
     return threads
 
 
-def forward(list weights, x, y, tuple initial, tuple final, lengths, bint taped, int threads):
+def forward(list weights, cnp.ndarray x, cnp.ndarray y, tuple initial, tuple final, lengths, bint taped, int threads):
     """Run one layer over a batch.
 
     Parameters
@@ -433,12 +497,12 @@ def forward(list weights, x, y, tuple initial, tuple final, lengths, bint taped,
         call.copy_rows_out(d, s.h, final[0], "final h", s.ring)
         if s.c != NULL:
             call.copy_rows_out(d, s.c, final[1], "final c", s.ring)
-    s = &call.seq[0]
-    cdef Py_ssize_t y_time = y.strides[0], y_batch = y.strides[1]
-    cdef Py_ssize_t size = call.directions * s.w.hidden * call.level.itemsize
-    for b in range(s.rows):
-        for t in range(call.length[b], s.steps):
-            memset(<char *>s.y + t * y_time + call.row[b] * y_batch, 0, size)
+    if lengths is not None:
+        s = &call.seq[0]
+        for b in range(s.rows):
+            for t in range(call.length[b], s.steps):
+                memset(<char *>s.y + (s.y_row[b] + t * s.y_step) * call.level.itemsize, 0,
+                       call.directions * s.w.hidden * call.level.itemsize)
     return call
 
 
@@ -492,9 +556,11 @@ def activation(table, bint is_tanh, x):
     ndarray of shape (1, 1, n)
     """
     cdef Level *level = level_of(table)
-    y = cnp.PyArray_Copy(x)
-    cdef char *into = data_of(y, level.itemsize, 1, 1, x.shape[2], "y")
-    level.activation(is_tanh, data_of(x, level.itemsize, 1, 1, x.shape[2], "x"), into, x.shape[2])
+    cdef View given, made
+    y = x.copy()
+    look(&given, x, level.itemsize, 1, 1, x.shape[2], "x")
+    look(&made, y, level.itemsize, 1, 1, x.shape[2], "y", True)
+    level.activation(is_tanh, given.data, made.data, x.shape[2])
     return y
 
 

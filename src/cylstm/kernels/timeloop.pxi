@@ -169,9 +169,18 @@ cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexc
             chunk += 1
 
 
+cdef void run_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads,
+                     bint is_forward) noexcept nogil:
+    cdef FpMode mode = fp_flush()
+    if is_forward:
+        forward_thread(run, thread, threads)
+    else:
+        backward_thread(run, thread, threads)
+    fp_restore(mode)
+
+
 cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     """The parallel region."""
-    cdef FpMode mode
     cdef Py_ssize_t d
     for d in range(3):
         team_init(&run.team[d])
@@ -179,20 +188,10 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     run.next_look = seconds() + 0.1
     if threads == 1:
         with nogil:
-            mode = fp_flush()
-            if is_forward:
-                forward_thread(run, 0, 1)
-            else:
-                backward_thread(run, 0, 1)
-            fp_restore(mode)
+            run_thread(run, 0, 1, is_forward)
     else:
         with nogil, parallel(num_threads=threads):
-            mode = fp_flush()
-            if is_forward:
-                forward_thread(run, threadid(), omp_get_num_threads())
-            else:
-                backward_thread(run, threadid(), omp_get_num_threads())
-            fp_restore(mode)
+            run_thread(run, threadid(), omp_get_num_threads(), is_forward)
     if run.stop != NEVER:
         raise_pending()
     return 0
@@ -224,10 +223,10 @@ cdef int run_forward(Call call, Py_ssize_t threads) except -1:
     if run.groups:
         run.scratch_size += shared
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
-    run.scratch = <char *>call.room(threads, run.scratch_size)
+    run.scratch = <char *>call.arena.room(threads, run.scratch_size)
     if not run.groups:
         for d in range(run.directions):
-            run.gates[d] = <char *>call.room(1, shared)
+            run.gates[d] = <char *>call.arena.room(1, shared)
     return go(&run, threads, True)
 
 
@@ -242,5 +241,5 @@ cdef int run_backward(Call call, Py_ssize_t threads) except -1:
     run.scratch_size = run.entries * (2 * <Py_ssize_t>sizeof(void *)
                                       + 4 * call.level.lanes * call.level.itemsize)
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
-    run.scratch = <char *>call.room(threads, run.scratch_size)
+    run.scratch = <char *>call.arena.room(threads, run.scratch_size)
     return go(&run, threads, False)
