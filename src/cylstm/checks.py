@@ -59,7 +59,7 @@ def dtype(value: Any) -> np.dtype[Any]:
         raise TypeError(f"dtype: expected 'float32' or 'float64', got {value!r}") from None
     if found not in (np.float32, np.float64):
         raise ValueError(f"dtype: expected 'float32' or 'float64', got {value!r}")
-    return found.newbyteorder("=")
+    return np.dtype(np.float32 if found == np.float32 else np.float64)
 
 
 def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:

@@ -100,6 +100,10 @@ class Recurrent(Parameters):
         """Biases in the kernels' slot order; those that are only ever added are added here."""
         return b_ih + b_hh
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the packed weights, too."""
+        return {k: v for k, v in super().__getstate__().items() if k != "_packed"}
+
     def _changed(self) -> None:
         self._packed: dict[bool, tuple[int, list[list[sequence.Packed]]]] = {}
 
@@ -226,31 +230,34 @@ class Recurrent(Parameters):
                 f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
                 f"with I = input_size = {self.input_size}, got {x.shape}"
             )
-        if y_given := out is not None:
-            width = self.num_directions * self.hidden_size
-            out = self._inward(checks.out(out, (*x.shape[:-1], width), self.dtype), batched)
+        y_shape = (*x.shape[:-1], self.num_directions * self.hidden_size)
+        if out is not None:
+            checks.out(out, y_shape, self.dtype)
+        elif self.batch_first:
+            out = np.empty(y_shape, self.dtype)
         x = self._inward(x, batched)
+        if out is not None:
+            out = self._inward(out, batched)
         steps, rows, _ = x.shape
         if lengths is not None:
             lengths = checks.lengths(lengths, rows, steps)
         initial = self._states_in("state", state, rows, batched)
-        shape = (self.num_layers * self.num_directions, rows, self.hidden_size)
-        final = tuple([np.empty(shape, self.dtype) for _ in self.states])
         weights = self._weights(taped)
-        calls, masks = [], []
+        calls, masks, finals = [], [], []
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
-            y = out if last and y_given else self._empty(steps, rows, batched and last)
-            h0, hn = self._of_layer(initial, layer), self._of_layer(final, layer)
-            call = sequence.forward(weights[layer], x, y, h0, hn, lengths, taped, n_threads)
-            x = y
+            h0 = self._of_layer(initial, layer)
+            x, final, call = sequence.forward(
+                weights[layer], x, out if last else None, h0, lengths, taped, n_threads
+            )
+            finals.append(final)
             if taped:
                 calls.append(call)
                 if drop and not last:
-                    masks.append(self._dropout_mask(y.shape))
-                    x = y * masks[-1]
-        y, final = self._outward(y, batched), self._states_out(final, batched)
-        return y, final, calls, masks, (batched, steps, rows)
+                    masks.append(self._dropout_mask(x.shape))
+                    x = x * masks[-1]
+        states = self._states_out(finals, batched)
+        return self._outward(x, batched), states, calls, masks, (batched, steps, rows)
 
     def trace(
         self, x: Any, state: State = None, *, lengths: Any = None
@@ -273,7 +280,7 @@ class Recurrent(Parameters):
         _, _, calls, _, (batched, steps, rows) = self._run(
             x, state, lengths, None, None, True, False
         )
-        traces = {}
+        traces: dict[str, dict[str, Array]] = {}
         for i, suffix in enumerate(self._suffixes()):
             call, direction = calls[i // self.num_directions], i % self.num_directions
             slots, c, h, time, row = call.recorded(direction)
@@ -339,25 +346,24 @@ class Recurrent(Parameters):
             dy = checks.shape("dy", checks.array("dy", dy, self.dtype), expected)
             dy = self._inward(dy, batched)
         dfinal = self._states_in("dstate", dstate, rows, batched)
-        shape = (self.num_layers * self.num_directions, rows, self.hidden_size)
-        dinitial = tuple([np.empty(shape, self.dtype) for _ in self.states])
         gradient = np.zeros_like(self.flat_params)
         views = self.split(gradient)
+        dinitials: list[tuple[Array, ...]] = []
         for layer in reversed(range(self.num_layers)):
             width = tape.calls[layer].x.shape[2]
             dx = [
-                self._empty(steps, rows, batched and layer == 0, width, tape.padded)
+                self._empty(steps, rows, width, batched and layer == 0, tape.padded)
                 for _ in range(self.num_directions)
             ]
-            sequence.backward(
+            dinitial = sequence.backward(
                 tape.calls[layer],
                 dy,
                 self._of_layer(dfinal, layer),
-                self._of_layer(dinitial, layer),
                 dx,
                 [self._gradients(views, f"l{layer}{d}") for d in ("", "_reverse")],
                 n_threads,
             )
+            dinitials.insert(0, dinitial)
             if self.bidirectional:
                 dx[0] += dx[1]
             dy = dx[0]
@@ -365,7 +371,52 @@ class Recurrent(Parameters):
                 dy *= tape.masks[layer - 1]
         with self._lock:
             self.flat_grads += gradient
-        return self._outward(dy, batched), self._states_out(dinitial, batched)
+        return self._outward(dy, batched), self._states_out(dinitials, batched)
+
+    def workspace_nbytes(
+        self,
+        steps: int,
+        rows: int = 1,
+        *,
+        training: bool = False,
+        num_threads: int | None = None,
+    ) -> int:
+        """Bytes a call on a (T, B, I) input needs beside parameters, outputs and gradients.
+
+        Parameters
+        ----------
+        steps, rows : int
+            T and B, at least 0.
+        training : bool, default False
+            For `forward` and `backward` together instead of a plain call.
+        num_threads : int, optional
+            As the call's; each thread has scratch of its own.
+
+        Returns
+        -------
+        int
+            For inference it does not depend on T, but for index tables of 3 integers per step,
+            and the outputs between layers. A tape holds per direction, unit (rounded up to whole
+            vectors), row and step: LSTM 6 floats (four gates, c, h), GRU 5 (three gates,
+            U_n h + b_hn, h), RNN 2; backward adds a bounded workspace and one copy of the
+            gradients.
+
+        Raises
+        ------
+        MemoryError
+            It would not fit.
+        """
+        steps, rows = checks.size("steps", steps, 0), checks.size("rows", rows, 0)
+        n_threads = threads.number(num_threads)
+        forward, backward = [], [0]
+        for weights in self._weights(training):
+            f, b = sequence.workspace(weights, steps, rows, training, n_threads)
+            forward.append(f)
+            backward.append(b)
+        between = steps * rows * self.num_directions * self.hidden_size * self.dtype.itemsize
+        if training:
+            return sum(forward) + max(backward) + between * (self.num_layers - 1)
+        return max(forward) + between * min(2, self.num_layers - 1)
 
     def _gradients(self, views: dict[str, Array], suffix: str) -> tuple[Array | None, ...]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -377,8 +428,9 @@ class Recurrent(Parameters):
     def _dropout_mask(self, shape: tuple[int, ...]) -> Array:
         """Inverted dropout: 0 with probability p, otherwise 1 / (1 - p)."""
         keep = 1 - self.dropout
-        kept = self._rng.random(shape, np.float32) < keep
-        return kept * self.dtype.type(1 / keep if keep else 0)
+        mask = (self._rng.random(shape, np.float32) < keep).astype(self.dtype)
+        mask *= 1 / keep if keep else 0
+        return mask
 
     # Layouts: inside, arrays are (T, B, width) and states (L * D, B, H)
 
@@ -392,12 +444,9 @@ class Recurrent(Parameters):
             return a[:, 0]
         return a.swapaxes(0, 1) if self.batch_first else a
 
-    def _empty(
-        self, steps: int, rows: int, face: bool, width: int | None = None, zero: bool = False
-    ) -> Array:
-        """Room for an output, in memory order of the caller's layout if he will see it."""
+    def _empty(self, steps: int, rows: int, width: int, face: bool, zero: bool) -> Array:
+        """Room for dx, in memory order of the caller's layout if he will see it."""
         make = np.zeros if zero else np.empty
-        width = self.num_directions * self.hidden_size if width is None else width
         if face and self.batch_first:
             return make((rows, steps, width), self.dtype).swapaxes(0, 1)
         return make((steps, rows, width), self.dtype)
@@ -405,6 +454,8 @@ class Recurrent(Parameters):
     def _states_in(
         self, name: str, state: State, rows: int, batched: bool
     ) -> tuple[Array | None, ...]:
+        if state is None:
+            return (None,) * len(self.states)
         layers = self.num_layers * self.num_directions
         shape = (layers, rows, self.hidden_size) if batched else (layers, self.hidden_size)
         found = checks.tensors(name, state, self.states, shape, self.dtype)
@@ -412,7 +463,11 @@ class Recurrent(Parameters):
             return found
         return tuple([None if s is None else s[:, None] for s in found])
 
-    def _states_out(self, states: Sequence[Array], batched: bool) -> State:
+    def _states_out(self, layers: list[tuple[Array, ...]], batched: bool) -> State:
+        """Join the states of all layers."""
+        states: Sequence[Array] = layers[0]
+        if len(layers) > 1:
+            states = [np.concatenate(parts) for parts in zip(*layers, strict=True)]
         if not batched:
             states = [s[:, 0] for s in states]
         return states[0] if len(self.states) == 1 else tuple(states)

@@ -202,13 +202,6 @@ class Parameters:
         self._make_views()
         self._changed()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Parameters:
-        """Copy everything."""
-        new = object.__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return new
-
     def __copy__(self) -> Parameters:
         """Copy everything: a change in one of two layers over one storage would be ignored."""
         return copy.deepcopy(self)

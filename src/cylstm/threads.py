@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from functools import cache
@@ -18,7 +19,7 @@ def checked(num_threads: Any) -> int:
     """Check a number of threads: an integer of at least 1."""
     if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
         raise TypeError(f"num_threads: expected an integer, got {num_threads!r}")
-    n = num_threads.__index__()
+    n = operator.index(num_threads)
     if n < 1:
         raise ValueError(f"num_threads: expected at least 1, got {n}")
     return min(n, 1024)

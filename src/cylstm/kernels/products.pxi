@@ -158,8 +158,8 @@ cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, const real
         for i in range(count):
             p.a[i] = <real *>rows + k + i
             p.out[i] = dw + (k + i) * size
-        product(<const real **>p.a, stride, <real **>p.out, 0, 0, count, entries, <real *>p.panel, 0,
-                s.w.gates, 1)
+        product(<const real **>p.a, stride, <real **>p.out, 0, 0, count, entries,
+                <real *>p.panel, 0, s.w.gates, 1)
         k += count
 
 

@@ -5,6 +5,7 @@ layer over a batch; kept, it is the tape of that pass. Sizes are checked again h
 arithmetic, whatever the Python face has checked before.
 """
 
+cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from cython.parallel cimport parallel, threadid
@@ -89,15 +90,17 @@ cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
     return product
 
 
+@cython.auto_pickle(False)
 cdef class Arena:
     """Memory in cache lines of its own, freed with its owner; small pieces share a block."""
     cdef list blocks
     cdef char *free_from
     cdef Py_ssize_t free_size
+    cdef Py_ssize_t total   # bytes of all blocks
 
     def __cinit__(self):
         self.blocks = []
-        self.free_size = 0
+        self.free_size = self.total = 0
 
     cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
         """`count` times `size` bytes."""
@@ -110,6 +113,7 @@ cdef class Arena:
                 self.free_size = 0
                 raise MemoryError(f"cannot allocate {needed} bytes")
             self.blocks.append(PyCapsule_New(self.free_from, "cylstm.block", free_block))
+            self.total += self.free_size
         piece = self.free_from
         self.free_from += needed
         self.free_size -= needed
@@ -157,6 +161,7 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     return 0
 
 
+@cython.auto_pickle(False)
 cdef class Packed:
     """Weights of one direction of one layer, packed for one level.
 
@@ -221,14 +226,15 @@ cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept
     return ((count * itemsize + 63) // 64 | 1) * 64 // itemsize
 
 
+@cython.auto_pickle(False)
 cdef class Call:
     """One pass of one layer over a batch. Kept, it is the tape of that pass."""
     cdef Sequence seq[2]
     cdef Py_ssize_t directions
     cdef Level *level
-    cdef Py_ssize_t *row    # (rows) place of each sorted row in the caller's batch
-    cdef Py_ssize_t *length # (rows) its steps
-    cdef Arena arena        # what the pointers in seq point into, as do weights and x
+    cdef Py_ssize_t *row        # (rows) place of each sorted row in the caller's batch
+    cdef Py_ssize_t *length     # (rows) its steps
+    cdef Arena arena            # what the pointers in seq point into, as do weights and x
     cdef list weights
     cdef readonly object x
 
@@ -241,8 +247,6 @@ cdef class Call:
         self.x, self.arena = x, Arena()
         if not 1 <= self.directions <= 2:
             raise ValueError(f"weights: expected 1 or 2 directions, got {self.directions}")
-        if cnp.PyArray_NDIM(x) != 3:
-            raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
         look(&x_view, x, itemsize, steps, rows, packed.w.inputs, "x")
         look(&y_view, y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
@@ -272,8 +276,8 @@ cdef class Call:
     cdef int order_rows(self, lengths) except -1:
         """Sort rows by length, longest first and stable; count those running at each step."""
         cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n, at
-        cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(3 * (steps + 2) + 2 * rows,
-                                                               sizeof(Py_ssize_t), True)
+        cdef Py_ssize_t tables = 3 * (steps + 2) + 2 * rows
+        cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(tables, sizeof(Py_ssize_t), True)
         cdef Py_ssize_t *first = active + steps + 2
         cdef Py_ssize_t *start = first + steps + 2
         cdef Py_ssize_t *row = start + steps + 2
@@ -417,7 +421,7 @@ cdef class Call:
             time and row of each entry in the caller's batch.
         """
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k, j
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k
         cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize
         dtype = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
         cdef cnp.npy_intp shape[4]
@@ -459,7 +463,16 @@ cdef int team_size(Call call, int threads):
     return threads
 
 
-def forward(list weights, cnp.ndarray x, cnp.ndarray y, tuple initial, tuple final, lengths, bint taped, int threads):
+include "timeloop.pxi"
+
+
+cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
+    cdef cnp.npy_intp shape[3]
+    shape[0], shape[1], shape[2] = d0, d1, d2
+    return cnp.PyArray_SimpleNew(3, shape, cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64)
+
+
+def forward(list weights, cnp.ndarray x, y, tuple initial, lengths, bint taped, int threads):
     """Run one layer over a batch.
 
     Parameters
@@ -467,12 +480,10 @@ def forward(list weights, cnp.ndarray x, cnp.ndarray y, tuple initial, tuple fin
     weights : list of Packed
         One per direction.
     x : ndarray of shape (T, B, I)
-    y : ndarray of shape (T, B, D * H)
-        OUT.
+    y : ndarray of shape (T, B, D * H) or None
+        OUT; None makes one.
     initial : tuple of (ndarray of shape (D, B, H) or None)
         h, and c for an LSTM.
-    final : tuple of ndarray of shape (D, B, H)
-        OUT, likewise.
     lengths : ndarray of int64 of shape (B,) or None
     taped : bool
         Keep what `backward` needs.
@@ -480,33 +491,49 @@ def forward(list weights, cnp.ndarray x, cnp.ndarray y, tuple initial, tuple fin
 
     Returns
     -------
-    Call
+    y : ndarray of shape (T, B, D * H)
+    final : tuple of ndarray of shape (D, B, H)
+        As `initial`.
+    call : Call
         The tape if `taped`; otherwise of no further use.
     """
-    cdef Call call = Call(weights, x, y, lengths, taped)
-    cdef Py_ssize_t d, b, t
+    cdef Packed packed = weights[0]
+    cdef Py_ssize_t itemsize = packed.level.itemsize, hidden = packed.w.hidden, d, b, t
+    cdef Py_ssize_t directions = len(weights)
     cdef Sequence *s
-    for d in range(call.directions):
+    if cnp.PyArray_NDIM(x) != 3:
+        raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
+    cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
+    if y is None:
+        y = empty(steps, rows, directions * hidden, itemsize)
+    cdef Call call = Call(weights, x, y, lengths, taped)
+    for d in range(directions):
         s = &call.seq[d]
         call.copy_rows_in(d, s.h, initial[0], "initial h")
         if s.c != NULL:
             call.copy_rows_in(d, s.c, initial[1], "initial c")
-    run_forward(call, team_size(call, threads))
-    for d in range(call.directions):
+    cdef Run run
+    cdef int team = team_size(call, threads)
+    if steps > 0 and rows > 0:
+        plan_forward(&run, call, team)
+        go(&run, team, True)
+    h = empty(directions, rows, hidden, itemsize)
+    c = empty(directions, rows, hidden, itemsize) if call.seq[0].c != NULL else None
+    for d in range(directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.h, final[0], "final h", s.ring)
-        if s.c != NULL:
-            call.copy_rows_out(d, s.c, final[1], "final c", s.ring)
+        call.copy_rows_out(d, s.h, h, "final h", s.ring)
+        if c is not None:
+            call.copy_rows_out(d, s.c, c, "final c", s.ring)
     if lengths is not None:
         s = &call.seq[0]
-        for b in range(s.rows):
-            for t in range(call.length[b], s.steps):
-                memset(<char *>s.y + (s.y_row[b] + t * s.y_step) * call.level.itemsize, 0,
-                       call.directions * s.w.hidden * call.level.itemsize)
-    return call
+        for b in range(rows):
+            for t in range(call.length[b], steps):
+                memset(<char *>s.y + (s.y_row[b] + t * s.y_step) * itemsize, 0,
+                       directions * hidden * itemsize)
+    return y, ((h,) if c is None else (h, c)), call
 
 
-def backward(Call tape, dy, tuple dfinal, tuple dinitial, dx, list gradients, int threads):
+def backward(Call tape, dy, tuple dfinal, list dx, list gradients, int threads):
     """Propagate gradients through one pass of one layer.
 
     Parameters
@@ -516,14 +543,17 @@ def backward(Call tape, dy, tuple dfinal, tuple dinitial, dx, list gradients, in
     dy : ndarray of shape (T, B, D * H) or None
     dfinal : tuple of (ndarray of shape (D, B, H) or None)
         Gradient of the final h, and c for an LSTM.
-    dinitial : tuple of ndarray of shape (D, B, H)
-        OUT, likewise.
     dx : list of ndarray of shape (T, B, I)
         OUT, one per direction; steps beyond a row's length are not written.
     gradients : list of (dw_ih, dw_hh, db_ih, db_hh)
         IN/OUT, one tuple per direction, of shapes (1, G * H, I), (1, G * H, H) and twice
-        (1, 1, G * H); added to.
+        (1, 1, G * H); added to. The biases' may be None.
     threads : int
+
+    Returns
+    -------
+    tuple of ndarray of shape (D, B, H)
+        Gradient of the initial h, and c for an LSTM.
     """
     cdef Call call = tape.again(dy, dx)
     cdef Py_ssize_t d
@@ -533,13 +563,45 @@ def backward(Call tape, dy, tuple dfinal, tuple dinitial, dx, list gradients, in
         call.copy_rows_in(d, s.dh, dfinal[0], "final dh")
         if s.c != NULL:
             call.copy_rows_in(d, s.dc, dfinal[1], "final dc")
-    run_backward(call, team_size(call, threads))
+    cdef Run run
+    cdef int team = team_size(call, threads)
+    s = &call.seq[0]
+    if s.steps > 0 and s.rows > 0:
+        plan_backward(&run, call, team)
+        go(&run, team, False)
+    dh = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize)
+    dc = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize) if s.c != NULL else None
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.dh, dinitial[0], "initial dh", 0)
-        if s.c != NULL:
-            call.copy_rows_out(d, s.dc, dinitial[1], "initial dc", 0)
+        call.copy_rows_out(d, s.dh, dh, "initial dh", 0)
+        if dc is not None:
+            call.copy_rows_out(d, s.dc, dc, "initial dc", 0)
         call.add_gradients(d, gradients[d])
+    return (dh,) if dc is None else (dh, dc)
+
+
+def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads):
+    """Bytes that `forward`, and after it `backward`, allocate beside what they return.
+
+    Found by allocating them, untouched.
+
+    Returns
+    -------
+    forward, backward : int
+        The first lives as long as the tape if `taped`; the second is 0 unless `taped`.
+    """
+    cdef Packed packed = weights[0]
+    cdef Py_ssize_t itemsize = packed.level.itemsize
+    x = empty(steps, rows, packed.w.inputs, itemsize)
+    cdef Call back, call = Call(
+        weights, x, empty(steps, rows, len(weights) * packed.w.hidden, itemsize), None, taped)
+    cdef Run run
+    plan_forward(&run, call, threads)
+    if not taped:
+        return call.arena.total, 0
+    back = call.again(None, [x] * call.directions)
+    plan_backward(&run, back, threads)
+    return call.arena.total, back.arena.total
 
 
 def activation(table, bint is_tanh, x):
@@ -562,6 +624,3 @@ def activation(table, bint is_tanh, x):
     look(&made, y, level.itemsize, 1, 1, x.shape[2], "y", True)
     level.activation(is_tanh, given.data, made.data, x.shape[2])
     return y
-
-
-include "timeloop.pxi"

@@ -19,7 +19,6 @@ ctypedef struct Run:
     Level *level
     Py_ssize_t directions
     Py_ssize_t groups       # of rows per direction, claimed; 0 if threads own blocks instead
-    Py_ssize_t group_rows
     Py_ssize_t chunk_steps
     Team team[3]            # of each direction, and of all
     char *scratch           # (threads, scratch_size): private
@@ -201,23 +200,21 @@ cdef int raise_pending() except -1:
     return -1
 
 
-cdef int run_forward(Call call, Py_ssize_t threads) except -1:
-    cdef Run run
+cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
+    """Split the work, and allocate what the threads need."""
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
-    cdef Py_ssize_t rows = s.rows, d, shared
-    if s.steps == 0 or rows == 0:
-        return 0
+    cdef Py_ssize_t rows = max(1, s.rows), d, shared
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
     run.groups = (rows + GROUP_ROWS - 1) // GROUP_ROWS
     if run.groups * run.directions < threads:
         run.groups = min(rows // 8, threads)
-    run.group_rows = rows
+    cdef Py_ssize_t group_rows = rows
     if run.groups:
-        run.group_rows = (rows + run.groups - 1) // run.groups
-    run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // run.group_rows)
-    run.chunk_steps = min(run.chunk_steps, s.steps)
-    run.entries = run.chunk_steps * run.group_rows
+        group_rows = (rows + run.groups - 1) // run.groups
+    run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
+    run.chunk_steps = min(run.chunk_steps, max(1, s.steps))
+    run.entries = run.chunk_steps * group_rows
     run.scratch_size = 2 * run.entries * <Py_ssize_t>sizeof(void *)
     shared = 0 if s.tape != NULL else times(run.entries, row_size)
     if run.groups:
@@ -227,19 +224,17 @@ cdef int run_forward(Call call, Py_ssize_t threads) except -1:
     if not run.groups:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
-    return go(&run, threads, True)
+    return 0
 
 
-cdef int run_backward(Call call, Py_ssize_t threads) except -1:
-    cdef Run run
+cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
+    """Likewise."""
     cdef Sequence *s = &call.seq[0]
-    if s.steps == 0 or s.rows == 0:
-        return 0
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
-    run.chunk_steps = max(1, CHUNK_ENTRIES // s.rows)
+    run.chunk_steps = max(1, CHUNK_ENTRIES // max(1, s.rows))
     run.entries = max(CHUNK_ENTRIES, s.rows)
     run.scratch_size = run.entries * (2 * <Py_ssize_t>sizeof(void *)
                                       + 4 * call.level.lanes * call.level.itemsize)
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
-    return go(&run, threads, False)
+    return 0
