@@ -265,14 +265,14 @@ class Embedding(Parameters):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         dy = checks.array("dy", dy, self.dtype)
         checks.shape("dy", dy, (*tape.ids.shape, self.embedding_dim))
-        # Sums over equal ids side by side, in order and float64: exacter than numpy.add.at, faster
-        # where ids repeat.
+        # Pairwise sums over equal ids side by side: exacter than numpy.add.at, and faster where
+        # ids repeat.
         ids = tape.ids.ravel()
         order = np.argsort(ids, kind="stable")
         used, starts = np.unique(ids[order], return_index=True)
         if used.size and used[-1] >= self.num_embeddings:
             raise ValueError(f"tape: expected ids below {self.num_embeddings}, got {used[-1]}")
-        sums = np.add.reduceat(_rows(dy)[order], starts, axis=0, dtype=np.float64)
+        sums = np.add.reduceat(_rows(dy)[order], starts, axis=0)
         with self._lock:  # two threads adding at once would lose a gradient
             self.grads["weight"][used] += sums
 

@@ -71,7 +71,7 @@ def cross_entropy(
     with np.errstate(under="ignore"):
         z = picked.reshape(-1, classes)
         z = z - z.max(axis=-1, keepdims=True)
-        at_target = np.arange(len(z)), target.astype(np.intp)
+        at_target = np.arange(len(z)), target
         z_target = z[at_target]
         p = np.exp(z, out=z)
         total = p.sum(axis=-1, dtype=np.float64)

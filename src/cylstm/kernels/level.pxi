@@ -33,6 +33,8 @@ cdef extern from "tile.h" nogil:
         real **out
         Py_ssize_t out_start
         Py_ssize_t out_block
+        const real *init
+        Py_ssize_t init_block
     void run_tile(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks, const Tile *tile)
     Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)

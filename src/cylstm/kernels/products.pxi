@@ -6,20 +6,25 @@
 cdef extern from *:
     """
     /* Bytes of packed weights that stay in L1 while the row tiles pass over them. */
-    #define SLICE_BYTES 24576
+    #define SLICE_BYTES 32768
     /* Rows of a weight gradient listed at once. */
     #define LISTED 64
-    static const CYLSTM_REAL one = 1;
+    static const CYLSTM_REAL one = 1, zeros[4 * CYLSTM_LANES_BYTES] = {0};
     """
     const Py_ssize_t SLICE_BYTES
     const Py_ssize_t LISTED
     const real one
+    const real *zeros
 
 
 cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_start,
                   Py_ssize_t out_block, Py_ssize_t rows, Py_ssize_t depth, const real *w,
-                  Py_ssize_t w_block, Py_ssize_t gates, Py_ssize_t blocks) noexcept nogil:
-    """out[row, block] += sum_k a[row, k] w[block, k] for (gates, lanes) outputs per block."""
+                  Py_ssize_t w_block, Py_ssize_t gates, Py_ssize_t blocks,
+                  const real *init=NULL, Py_ssize_t init_block=0) noexcept nogil:
+    """out[row, block] = init[block] + sum_k a[row, k] w[block, k], (gates, lanes) outputs each.
+
+    Without `init` it adds to what is in `out`.
+    """
     cdef Py_ssize_t w_step = gates * LANES
     cdef Py_ssize_t block = 0, at_once, tiles, k, slice_depth, row, count, i
     cdef Tile t
@@ -27,6 +32,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
     t.w_step = w_step
     t.w_block = w_block
     t.out_block = out_block
+    t.init_block = init_block
     while block < blocks:
         at_once = tile_blocks(rows, gates, blocks - block)
         tiles = tile_rows(gates, at_once)
@@ -40,6 +46,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
             t.a_start = k * a_step
             t.w = w + block * w_block + k * w_step
             t.out_start = out_start + block * out_block
+            t.init = init + block * init_block if init != NULL and k == 0 else NULL
             row = 0
             for i in range(tiles, 0, -1):
                 count = (rows - row + i - 1) // i
@@ -67,24 +74,23 @@ cdef inline real *gates_at(const Sequence *s, const Part *p, Py_ssize_t step,
 
 cdef void project(const Sequence *s, const Part *p) noexcept nogil:
     """Slots of the part's steps, rows and blocks: bias + W_ih x."""
-    cdef Py_ssize_t gates = s.w.gates, slots = s.w.slots
-    cdef Py_ssize_t step, row, n = 0, i, j, block = p.block0, at_once
-    cdef const real *bias
+    cdef Py_ssize_t size = s.w.slots * LANES, step, row, n = 0, i, j, at
     for step in range(p.step0, p.step1):
         for row in range(p.row0, p.row0 + rows_at(s, p, step)):
             p.a[n] = <real *>s.x + s.x_row[row] + step * s.x_step
             p.out[n] = gates_at(s, p, step, row)
             n += 1
-    while n > 0 and block < p.block1:
-        at_once = tile_blocks(n, gates, p.block1 - block)
-        bias = <real *>s.w.bias + block * slots * LANES
+    if n == 0:
+        return
+    product(<const real **>p.a, 1, <real **>p.out, p.block0 * size, size, n, s.w.inputs,
+            <real *>s.w.w_ih + p.block0 * s.w.inputs * s.w.gates * LANES,
+            s.w.inputs * s.w.gates * LANES, s.w.gates, p.block1 - p.block0,
+            <real *>s.w.bias + p.block0 * size, size)
+    # What only the recurrent product writes to starts from its bias alone.
+    for j in range(p.block0, p.block1 if s.w.slots > s.w.gates else p.block0):
+        at = (j * s.w.slots + s.w.gates) * LANES
         for i in range(n):
-            for j in range(at_once * slots):
-                vstore(<real *>p.out[i] + (block * slots + j) * LANES, vload(bias + j * LANES))
-        product(<const real **>p.a, 1, <real **>p.out, block * slots * LANES, slots * LANES, n,
-                s.w.inputs, <real *>s.w.w_ih + block * s.w.inputs * gates * LANES,
-                s.w.inputs * gates * LANES, gates, at_once)
-        block += at_once
+            vstore(<real *>p.out[i] + at, vload(<real *>s.w.bias + at))
 
 
 cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
@@ -193,15 +199,13 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
                          Py_ssize_t entry1) noexcept nogil:
     """dx = d_x W_ih for some entries of the chunk."""
     cdef Py_ssize_t depth = s.w.blocks * s.w.gates * LANES, width = s.w.in_blocks * LANES
-    cdef Py_ssize_t n = 0, i, step, row, entry
+    cdef Py_ssize_t n = 0, step, row, entry
     for entry in range(entry0, entry1):
         p.a[n] = <real *>s.d_x + entry * depth
         p.out[n] = <real *>s.dx_copy + entry * width
-        for i in range(s.w.in_blocks):
-            vstore(<real *>p.out[n] + i * LANES, vset(0))
         n += 1
     product(<const real **>p.a, 1, <real **>p.out, 0, LANES, n, depth, <real *>s.w.w_ih_t,
-            depth * LANES, 1, s.w.in_blocks)
+            depth * LANES, 1, s.w.in_blocks, zeros, 0)
     for step in range(p.step0, p.step1):
         for row in range(s.active[step]):
             entry = s.first[step] - p.origin + row

@@ -31,11 +31,9 @@ cdef extern from "machine.h" nogil:
     void team_meet(Team *team, Py_ssize_t size)
     Py_ssize_t team_claim(Team *team)
     double seconds()
+    void *allocate(size_t size)
     void watch_forks()
     bint was_forked()
-
-cdef extern from "stdlib.h" nogil:
-    void *aligned_alloc(size_t alignment, size_t size)
 
 cdef extern from * nogil:
     """
@@ -108,7 +106,7 @@ cdef class Arena:
         cdef void *piece
         if needed > self.free_size:
             self.free_size = max(needed, SMALL_BLOCK)
-            self.free_from = <char *>aligned_alloc(64, self.free_size)
+            self.free_from = <char *>allocate(self.free_size)
             if self.free_from == NULL:
                 self.free_size = 0
                 raise MemoryError(f"cannot allocate {needed} bytes")

@@ -1,4 +1,4 @@
-/* The register tile: out[r][u][g] += sum over k, ascending, of a[r][k] * w[u][k][g].
+/* The register tile: out[r][u][g] = start + sum over k, ascending, of a[r][k] * w[u][k][g].
  *
  * R rows by U unit blocks by G vectors of accumulators live in registers; one accumulator per
  * output and k ascending make the bits independent of the tile's shape. Forward and backward
@@ -20,6 +20,8 @@ typedef struct {
     real **out;             /* R row pointers */
     ptrdiff_t out_start;    /* elements from a row pointer to its (U, G, LANES) */
     ptrdiff_t out_block;    /* elements from u to u + 1 */
+    const real *init;       /* (U, G, LANES) that all rows start from; NULL: from out */
+    ptrdiff_t init_block;   /* elements from u to u + 1 */
 } Tile;
 
 INLINE void tile(const int R, const int G, const int U, const Tile *t) {
@@ -30,11 +32,13 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         a[r] = t->a[r] + t->a_start;
+        const real *start = t->init ? t->init : t->out[r] + t->out_start;
+        const ptrdiff_t start_block = t->init ? t->init_block : t->out_block;
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
             for (int g = 0; g < G; g++)
-                acc[(r * U + u) * G + g] = vload(t->out[r] + t->out_start + u * t->out_block + g * LANES);
+                acc[(r * U + u) * G + g] = vload(start + u * start_block + g * LANES);
     }
     for (ptrdiff_t k = 0, ka = 0; k < t->depth; k++, ka += t->a_step, w += t->w_step) {
         /* The shorter side is held in registers while the longer one passes by. */
