@@ -1,5 +1,6 @@
 """Recurrent layers (LSTM, GRU, vanilla RNN) for the CPU, forward and backward."""
 
+from cylstm.data import load_japanese_vowels
 from cylstm.layers import GRU, LSTM, RNN
 from cylstm.linear import Embedding, Linear
 from cylstm.losses import cross_entropy, mse_loss
@@ -21,6 +22,7 @@ __all__ = [
     "config",
     "cross_entropy",
     "get_num_threads",
+    "load_japanese_vowels",
     "mse_loss",
     "set_num_threads",
     "show_config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,7 @@ def size(name: str, value: Any, least: int = 1) -> int:
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """Check a real number in [low, high]."""
-    if isinstance(value, (bool, np.bool_, str)) or not hasattr(value, "__float__"):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
     x = float(value)
     if not low <= x <= high:
@@ -54,7 +55,7 @@ def choice(name: str, value: Any, choices: Sequence[str]) -> str:
 def dtype(value: Any) -> np.dtype[Any]:
     """Check a floating dtype that the kernels have."""
     try:
-        found = np.dtype(value)
+        found = np.dtype(value if value is not None else "object")
     except TypeError:
         raise TypeError(f"dtype: expected 'float32' or 'float64', got {value!r}") from None
     if found not in (np.float32, np.float64):
@@ -114,8 +115,10 @@ def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
     if found.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
     shape("lengths", found, (rows,))
-    if found.size and not 0 <= (low := found.min()) <= (high := found.max()) <= steps:
-        raise ValueError(f"lengths: expected values from 0 to {steps}, got {low} to {high}")
+    if found.size and (found.min() < 0 or found.max() > steps):
+        raise ValueError(
+            f"lengths: expected values from 0 to {steps}, got {found.min()} to {found.max()}"
+        )
     return np.ascontiguousarray(found, np.int64)
 
 

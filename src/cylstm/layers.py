@@ -230,14 +230,13 @@ class Recurrent(Parameters):
                 f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
                 f"with I = input_size = {self.input_size}, got {x.shape}"
             )
-        y_shape = (*x.shape[:-1], self.num_directions * self.hidden_size)
-        if out is not None:
-            checks.out(out, y_shape, self.dtype)
-        elif self.batch_first:
-            out = np.empty(y_shape, self.dtype)
+        y, y_shape = out, (*x.shape[:-1], self.num_directions * self.hidden_size)
+        if y is not None:
+            checks.out(y, y_shape, self.dtype)
+        elif self.batch_first or not batched:
+            y = np.empty(y_shape, self.dtype)
+        y_inside = None if y is None else self._inward(y, batched)
         x = self._inward(x, batched)
-        if out is not None:
-            out = self._inward(out, batched)
         steps, rows, _ = x.shape
         if lengths is not None:
             lengths = checks.lengths(lengths, rows, steps)
@@ -248,7 +247,7 @@ class Recurrent(Parameters):
             last = layer == self.num_layers - 1
             h0 = self._of_layer(initial, layer)
             x, final, call = sequence.forward(
-                weights[layer], x, out if last else None, h0, lengths, taped, n_threads
+                weights[layer], x, y_inside if last else None, h0, lengths, taped, n_threads
             )
             finals.append(final)
             if taped:
@@ -257,7 +256,7 @@ class Recurrent(Parameters):
                     masks.append(self._dropout_mask(x.shape))
                     x = x * masks[-1]
         states = self._states_out(finals, batched)
-        return self._outward(x, batched), states, calls, masks, (batched, steps, rows)
+        return x if y is None else y, states, calls, masks, (batched, steps, rows)
 
     def trace(
         self, x: Any, state: State = None, *, lengths: Any = None

@@ -52,8 +52,8 @@ class Linear(Parameters):
 
     Notes
     -----
-    Products run in SciPy's BLAS, which is imported at the first call. The last bits of a row may
-    depend on the number of rows beside it; recurrent layers do not have this property.
+    Products run in SciPy's BLAS, which is imported at the first call and uses its own threads.
+    Unlike in recurrent layers, the last bits of a row may depend on the number of rows beside it.
     """
 
     def __init__(
@@ -84,9 +84,11 @@ class Linear(Parameters):
 
     def _frozen_params(self) -> dict[str, Array]:
         """Return copies that no `assign` changes, made once after each, for calls and tapes."""
-        with self._lock:
-            self._frozen = self._frozen or self.state_dict()
-            return self._frozen
+        frozen = self._frozen
+        if not frozen:
+            with self._lock:
+                frozen = self._frozen = self.state_dict()
+        return frozen
 
     def __call__(self, x: npt.ArrayLike) -> Array:
         """Output alone; see `forward`."""

@@ -138,6 +138,14 @@ cdef inline void rnn_backward(const Sequence *s, real *dz, Py_ssize_t step, Py_s
     vstore(carried(s, s.dh, row, block), vset(0))
 
 
+cdef void clear_padding(const Sequence *s, real *d_gates, Py_ssize_t block) noexcept nogil:
+    """Make lanes beyond the last unit zero: infinite inputs times zero weights made them NaN."""
+    cdef Py_ssize_t slot
+    for slot in range(s.w.gates):
+        vstore(d_gates + slot * LANES,
+               vload_part(d_gates + slot * LANES, s.w.hidden - block * LANES))
+
+
 cdef inline void forward_block(const Sequence *s, real *z, Py_ssize_t step, Py_ssize_t row,
                                Py_ssize_t block) noexcept nogil:
     z += block * s.w.slots * LANES
@@ -160,3 +168,6 @@ cdef inline void backward_block(const Sequence *s, const real *z, real *d_x, rea
         gru_backward(s, z, d_x, d_h, step, row, block)
     else:
         rnn_backward(s, d_x, step, row, block)
+    if s.w.hidden < (block + 1) * LANES:
+        clear_padding(s, d_x, block)
+        clear_padding(s, d_h, block)

@@ -1,7 +1,7 @@
 # Packing, and the products over many rows that the register tile makes up.
 #
-# One accumulator per output and k ascending, whatever the split into tiles, slices, chunks, rows
-# or threads: that is the whole of the bit contract.
+# One order of summation (tile.h), whatever the split into tiles, slices, chunks, rows or threads:
+# that is the whole of the bit contract.
 
 cdef extern from *:
     """
@@ -40,6 +40,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
         slice_depth = depth
         if tiles > 1:
             slice_depth = SLICE_BYTES // (at_once * w_step * <Py_ssize_t>sizeof(real))
+            slice_depth = max(1, slice_depth // FOLD) * FOLD
         k = 0
         while k < depth:
             t.depth = min(slice_depth, depth - k)

@@ -147,7 +147,7 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     if (cnp.PyArray_NDIM(a) != 3 or shape[0] != d0 or shape[1] != d1 or shape[2] != d2
             or cnp.PyArray_TYPE(a) != typenum
             or not cnp.PyArray_ISALIGNED(a) or not cnp.PyArray_ISNOTSWAPPED(a)
-            or (d2 > 1 and strides[2] != itemsize)
+            or (d0 * d1 > 0 and d2 > 1 and strides[2] != itemsize)
             or strides[0] % itemsize or strides[1] % itemsize
             or (written and not cnp.PyArray_ISWRITEABLE(a))):
         raise ValueError(

@@ -1,13 +1,18 @@
-/* The register tile: out[r][u][g] = start + sum over k, ascending, of a[r][k] * w[u][k][g].
+/* The register tile: out[r][u][g] = start + sum over k of a[r][k] * w[u][k][g].
  *
- * R rows by U unit blocks by G vectors of accumulators live in registers; one accumulator per
- * output and k ascending make the bits independent of the tile's shape. Forward and backward
- * products of every cell, and the weight gradients, are this tile.
+ * R rows by U unit blocks by G vectors of accumulators live in registers. The order of summation
+ * is the same for every shape, which makes the bits independent of the shape: one accumulator per
+ * output, k ascending, added to the total after every FOLD terms. Partial sums that stay short
+ * keep the rounding error of 1000 terms near that of FOLD. Forward and backward products of every
+ * cell, and the weight gradients, are this tile.
  */
 #ifndef CYLSTM_TILE_H
 #define CYLSTM_TILE_H
 
 #include "simd.h"
+
+/* Measured at T = 1000, H = 256: with 96 terms the error is below PyTorch's for every cell. */
+#define FOLD 96
 
 typedef struct {
     ptrdiff_t depth;        /* number of k */
@@ -28,56 +33,57 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
     vec acc[8 * 4];
     const real *a[8];
     const real *w = t->w;
+    const real *init = t->init;
     const ptrdiff_t w_block = t->w_block;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) {
-        a[r] = t->a[r] + t->a_start;
-        const real *start = t->init ? t->init : t->out[r] + t->out_start;
-        const ptrdiff_t start_block = t->init ? t->init_block : t->out_block;
+    for (int r = 0; r < R; r++) a[r] = t->a[r] + t->a_start;
+    for (ptrdiff_t k = 0, ka = 0; k < t->depth; init = NULL) {
+        const ptrdiff_t end = k + FOLD < t->depth ? k + FOLD : t->depth;
+#pragma GCC unroll 32
+        for (int i = 0; i < R * U * G; i++) acc[i] = vset(0);
+        for (; k < end; k++, ka += t->a_step, w += t->w_step) {
+            /* The shorter side is held in registers while the longer one passes by. */
+            if (R <= G * U) {
+                vec x[8];
 #pragma GCC unroll 8
-        for (int u = 0; u < U; u++)
+                for (int r = 0; r < R; r++) x[r] = vset(a[r][ka]);
+#pragma GCC unroll 8
+                for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
-            for (int g = 0; g < G; g++)
-                acc[(r * U + u) * G + g] = vload(start + u * start_block + g * LANES);
-    }
-    for (ptrdiff_t k = 0, ka = 0; k < t->depth; k++, ka += t->a_step, w += t->w_step) {
-        /* The shorter side is held in registers while the longer one passes by. */
-        if (R <= G * U) {
-            vec x[8];
+                    for (int g = 0; g < G; g++) {
+                        const vec wv = vload(w + u * w_block + g * LANES);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) x[r] = vset(a[r][ka]);
+                        for (int r = 0; r < R; r++)
+                            acc[(r * U + u) * G + g] = vfma(x[r], wv, acc[(r * U + u) * G + g]);
+                    }
+            } else {
+                vec wv[8];
 #pragma GCC unroll 8
-            for (int u = 0; u < U; u++)
+                for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
-                for (int g = 0; g < G; g++) {
-                    const vec wv = vload(w + u * w_block + g * LANES);
+                    for (int g = 0; g < G; g++) wv[u * G + g] = vload(w + u * w_block + g * LANES);
 #pragma GCC unroll 8
-                    for (int r = 0; r < R; r++)
-                        acc[(r * U + u) * G + g] = vfma(x[r], wv, acc[(r * U + u) * G + g]);
+                for (int r = 0; r < R; r++) {
+                    const vec x = vset(a[r][ka]);
+#pragma GCC unroll 8
+                    for (int v = 0; v < G * U; v++)
+                        acc[r * U * G + v] = vfma(x, wv[v], acc[r * U * G + v]);
                 }
-        } else {
-            vec wv[8];
-#pragma GCC unroll 8
-            for (int u = 0; u < U; u++)
-#pragma GCC unroll 4
-                for (int g = 0; g < G; g++) wv[u * G + g] = vload(w + u * w_block + g * LANES);
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                const vec x = vset(a[r][ka]);
-#pragma GCC unroll 8
-                for (int v = 0; v < G * U; v++)
-                    acc[r * U * G + v] = vfma(x, wv[v], acc[r * U * G + v]);
             }
         }
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++)
+        for (int r = 0; r < R; r++) {
+            real *out = t->out[r] + t->out_start;
+            const real *total = init ? init : out;
+            const ptrdiff_t total_block = init ? t->init_block : t->out_block;
 #pragma GCC unroll 8
-        for (int u = 0; u < U; u++)
+            for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
-            for (int g = 0; g < G; g++)
-                vstore(t->out[r] + t->out_start + u * t->out_block + g * LANES,
-                       acc[(r * U + u) * G + g]);
+                for (int g = 0; g < G; g++)
+                    vstore(out + u * t->out_block + g * LANES,
+                           vload(total + u * total_block + g * LANES) + acc[(r * U + u) * G + g]);
+        }
+    }
 }
 
 /* Every shape in use, X(rows, gates, unit blocks). With 32 registers a tile has up to 24

@@ -19,6 +19,7 @@ ctypedef struct Run:
     Level *level
     Py_ssize_t directions
     Py_ssize_t groups       # of rows per direction, claimed; 0 if threads own blocks instead
+    Py_ssize_t *bounds      # (groups + 1) first row of each group
     Py_ssize_t chunk_steps
     Team team[3]            # of each direction, and of all
     char *scratch           # (threads, scratch_size): private
@@ -82,8 +83,8 @@ cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexce
         item = team_claim(&run.team[2])
         while item < run.groups * run.directions and run.stop == NEVER:
             s = &run.seq[item % run.directions]
-            p.row0 = share(s.rows, item // run.directions, run.groups)
-            p.row1 = share(s.rows, item // run.directions + 1, run.groups)
+            p.row0 = run.bounds[item // run.directions]
+            p.row1 = run.bounds[item // run.directions + 1]
             forward_part(run, s, &p, &run.team[2], 1, thread == 0)
             item = team_claim(&run.team[2])
         return
@@ -94,7 +95,7 @@ cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexce
                 continue
             rank, size = thread // 2, (threads + 1 - d) // 2
         s = &run.seq[d]
-        p.row0, p.row1 = 0, s.rows
+        p.row0, p.row1 = 0, s.active[0]
         p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
         p.gates = run.gates[d]
         forward_part(run, s, &p, &run.team[d], size, thread == 0)
@@ -200,18 +201,32 @@ cdef int raise_pending() except -1:
     return -1
 
 
+cdef Py_ssize_t bound_groups(Run *run, Call call) except -1:
+    """Cut the sorted rows into groups of about the same number of steps; rows of the largest."""
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t rows = s.active[0], row = 0, group, most = 0
+    cdef double total = s.first[s.steps], before = 0
+    run.bounds = <Py_ssize_t *>call.arena.room(run.groups + 1, sizeof(Py_ssize_t), True)
+    for group in range(1, run.groups + 1):
+        while row < rows and before < total * group / run.groups:
+            before += call.length[row]
+            row += 1
+        run.bounds[group] = row
+        most = max(most, row - run.bounds[group - 1])
+    return max(1, most)
+
+
 cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
     """Split the work, and allocate what the threads need."""
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
-    cdef Py_ssize_t rows = max(1, s.rows), d, shared
+    cdef Py_ssize_t rows = s.active[0], group_rows = max(1, rows), d, shared
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
-    run.groups = (rows + GROUP_ROWS - 1) // GROUP_ROWS
+    run.groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
     if run.groups * run.directions < threads:
         run.groups = min(rows // 8, threads)
-    cdef Py_ssize_t group_rows = rows
     if run.groups:
-        group_rows = (rows + run.groups - 1) // run.groups
+        group_rows = bound_groups(run, call)
     run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
     run.chunk_steps = min(run.chunk_steps, max(1, s.steps))
     run.entries = run.chunk_steps * group_rows

@@ -1,0 +1,95 @@
+"""The command line: `python -m cylstm demo` and `python -m cylstm info`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cylstm
+from cylstm import demo
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return a reader of integers of at least `least`."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {value}")
+        return value
+
+    return integer
+
+
+def share(text: str) -> float:
+    """Read a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser("python -m cylstm", description=cylstm.__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    command = commands.add_parser(
+        "demo",
+        help="train on the Japanese Vowels data, then stream an utterance",
+        description="Train a bidirectional layer to name the speakers of the Japanese Vowels data, "
+        "print accuracy and times, then stream one test utterance frame by frame.",
+    )
+    add = command.add_argument
+    add("--cell", choices=("lstm", "gru", "rnn"), default="lstm", help="default: %(default)s")
+    add("--seed", type=at_least(0), default=0, help="weights, batches, noise; default: %(default)s")
+    add("--epochs", type=at_least(1), default=demo.EPOCHS, help="default: %(default)s")
+    # A second thread gains a third of these small batches when it is idle and costs a multiple
+    # when another program wants its core.
+    add("--threads", type=at_least(1), default=1, help="most threads used; default: %(default)s")
+    add("--plot", type=Path, metavar="FILE.png", help="draw curves, gates and gradient flow")
+    add(
+        "--assert-accuracy",
+        type=share,
+        default=0.0,
+        metavar="SHARE",
+        help="exit with status 1 below this test accuracy, for example 0.97",
+    )
+    commands.add_parser("info", help="print the configuration: instruction sets, threads, BLAS")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Default: those of the process.
+
+    Returns
+    -------
+    int
+        Exit status. Wrong usage is 2, by `SystemExit` if the parser finds it.
+    """
+    options = parser().parse_args(arguments)
+    if options.command == "info":
+        cylstm.show_config()
+        return 0
+    cylstm.set_num_threads(options.threads)
+    try:
+        return demo.run(
+            options.cell,
+            seed=options.seed,
+            epochs=options.epochs,
+            plot=options.plot,
+            assert_accuracy=options.assert_accuracy,
+        )
+    except demo.DemoError as error:
+        print(f"cylstm: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
