@@ -45,15 +45,8 @@ CFLAGS = [
 ]
 LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []
 
-DIRECTIVES = {
-    "language_level": 3,
-    "binding": True,
-    "boundscheck": False,
-    "wraparound": False,
-    "cdivision": True,
-    "initializedcheck": False,
-    "freethreading_compatible": True,
-}
+DIRECTIVES = dict.fromkeys(["boundscheck", "wraparound", "initializedcheck", "autotestdict"], False)
+DIRECTIVES |= dict.fromkeys(["binding", "cdivision", "freethreading_compatible"], True)
 
 OPENMP_PROBE = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
 
@@ -148,6 +141,7 @@ setup(
             *map(extension, ("sequence", "blas")),
             *(level_extension(level, real) for level in levels() for real in REALS),
         ],
+        language_level=3,
         compiler_directives=DIRECTIVES,
     ),
     cmdclass={"build_ext": BuildKernels},

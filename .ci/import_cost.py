@@ -26,7 +26,7 @@ def imported(name: str) -> tuple[float, set[str]]:
 pairs = [(imported("cylstm"), imported("numpy")) for _ in range(1 + PAIRS)][1:]
 ratio = statistics.median(ours[0] / numpys[0] for ours, numpys in pairs)
 (seconds, roots), (_, present) = pairs[-1]
-extra = {root for root in roots - present - ALLOWED if not root.startswith("_cython_")}
+extra = {root for root in roots - present - ALLOWED if not root.startswith(("_cython_", "cython_"))}
 print(f"import cylstm: {seconds:.3f} s, {ratio:.3f} times numpy's; also imports: {extra or '-'}")
 if ratio > LIMIT or extra:
     sys.exit(f"expected at most {LIMIT} times numpy's and no other package")

@@ -26,7 +26,8 @@ ctypedef struct Run:
     Py_ssize_t scratch_size
     Py_ssize_t entries      # room in a Part
     char *gates[2]          # slots of a direction whose threads own blocks: shared
-    Py_ssize_t stop         # chunk before which to stop for a signal
+    bint interrupted        # a signal has come
+    Py_ssize_t stop[2]      # chunk before which a direction's team stops for it
     double next_look        # time to ask for signals again
 
 
@@ -35,14 +36,27 @@ cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noe
     return n * rank // size
 
 
-cdef void look_for_signals(Run *run, Py_ssize_t chunk) noexcept nogil:
-    """Ten times a second, let Python see a Ctrl-C, and stop everybody before this chunk."""
+cdef void look_for_signals(Run *run) noexcept nogil:
+    """Ten times a second, let Python see a Ctrl-C."""
     if seconds() < run.next_look:
         return
     with gil:
         if PyErr_CheckSignals() != 0:
-            run.stop = chunk
+            run.interrupted = True
     run.next_look = seconds() + 0.1
+
+
+cdef bint stopped(Run *run, Py_ssize_t thread, Team *team, Py_ssize_t d, Py_ssize_t rank,
+                  Py_ssize_t size, Py_ssize_t chunk) noexcept nogil:
+    """Whether to stop before this chunk. A team meets here, and its first thread decides."""
+    if thread == 0:
+        look_for_signals(run)
+    if size == 1:
+        return run.interrupted
+    if rank == 0 and run.interrupted:
+        run.stop[d] = chunk
+    team_meet(team, size)
+    return run.stop[d] <= chunk
 
 
 cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
@@ -53,18 +67,16 @@ cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
     p.gates = p.panel       # forward needs no panel, backward no slots of its own
 
 
-cdef void forward_part(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t size,
-                       bint first) noexcept nogil:
+cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Team *team, Py_ssize_t d,
+                       Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
     """All steps of some rows and blocks, meeting the others of the team after each step."""
+    cdef Sequence *s = &run.seq[d]
     cdef Py_ssize_t step, chunk = 0
     p.step1 = 0
     while p.step1 < s.steps and s.active[p.step1] > p.row0:
         p.step0 = p.step1
         p.step1 = min(s.steps, p.step0 + run.chunk_steps)
-        if first:
-            look_for_signals(run, chunk)
-        team_meet(team, size)
-        if run.stop <= chunk:
+        if stopped(run, thread, team, d, rank, size, chunk):
             return
         run.level.project(s, p)
         for step in range(p.step0, p.step1):
@@ -81,11 +93,10 @@ cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexce
     if run.groups:
         p.block0, p.block1 = 0, run.seq[0].w.blocks
         item = team_claim(&run.team[2])
-        while item < run.groups * run.directions and run.stop == NEVER:
-            s = &run.seq[item % run.directions]
+        while item < run.groups * run.directions:
             p.row0 = run.bounds[item // run.directions]
             p.row1 = run.bounds[item // run.directions + 1]
-            forward_part(run, s, &p, &run.team[2], 1, thread == 0)
+            forward_part(run, thread, &p, &run.team[2], item % run.directions, 0, 1)
             item = team_claim(&run.team[2])
         return
     for d in range(run.directions):
@@ -98,7 +109,7 @@ cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexce
         p.row0, p.row1 = 0, s.active[0]
         p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
         p.gates = run.gates[d]
-        forward_part(run, s, &p, &run.team[d], size, thread == 0)
+        forward_part(run, thread, &p, &run.team[d], d, rank, size)
 
 
 cdef void weights_and_inputs(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t size,
@@ -157,10 +168,7 @@ cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexc
         while p.step1 > 0:
             p.step0 = max(0, p.step1 - run.chunk_steps)
             p.origin = s.first[p.step0]
-            if thread == 0:
-                look_for_signals(run, chunk)
-            team_meet(&run.team[d], size)
-            if run.stop <= chunk:
+            if stopped(run, thread, &run.team[d], d, rank, size, chunk):
                 return
             backward_recurrence(run, s, &p, &run.team[d], rank, size)
             team_meet(&run.team[d], size)
@@ -184,7 +192,8 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     cdef Py_ssize_t d
     for d in range(3):
         team_init(&run.team[d])
-    run.stop = NEVER
+    run.interrupted = False
+    run.stop[0] = run.stop[1] = NEVER
     run.next_look = seconds() + 0.1
     if threads == 1:
         with nogil:
@@ -192,7 +201,7 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     else:
         with nogil, parallel(num_threads=threads):
             run_thread(run, threadid(), omp_get_num_threads(), is_forward)
-    if run.stop != NEVER:
+    if run.interrupted:
         raise_pending()
     return 0
 

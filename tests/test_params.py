@@ -1,0 +1,281 @@
+"""Storage of parameters: one way to change them, no way around it, copies that are independent."""
+
+import copy
+import pickle
+import re
+import threading
+
+import numpy as np
+import pytest
+from helpers import DTYPES, assert_same_bits
+
+from cylstm.params import Parameters
+
+SHAPES = {"weight": (3, 2), "matrix": (2, 2), "bias": (3,), "scalar": ()}
+SIZE = 6 + 4 + 3 + 1
+
+
+class Counting(Parameters):
+    """Parameters with something derived from them."""
+
+    def __init__(self, shapes, dtype):
+        super().__init__(shapes, dtype)
+        self.changes = 0
+
+    def _changed(self):
+        self.changes += 1
+
+
+@pytest.fixture
+def module():
+    module = Counting(SHAPES, np.dtype("float64"))
+    module.assign(np.arange(1.0, SIZE + 1))
+    module.flat_grads[...] = np.arange(SIZE) / 7
+    return module
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_layout(dtype):
+    module = Parameters(SHAPES, np.dtype(dtype))
+    assert module.flat_params.dtype == module.flat_grads.dtype == dtype
+    assert module.flat_params.shape == module.flat_grads.shape == (SIZE,)
+    assert not module.flat_params.any() and not module.flat_grads.any()
+    module.assign(np.arange(SIZE))
+    module.flat_grads[...] = np.arange(SIZE)
+    for views in (module.params, module.grads, module.split(np.arange(SIZE))):
+        assert {name: view.shape for name, view in views.items()} == SHAPES
+        assert np.concatenate([v.ravel() for v in views.values()]).tolist() == list(range(SIZE))
+        assert all(view.flags.c_contiguous for view in views.values())
+
+
+def test_split_gives_views_of_vectors_of_the_right_size(module):
+    moments = np.zeros(SIZE)
+    module.split(moments)["bias"][1] = 5
+    assert moments.tolist() == [0] * 11 + [5] + [0] * 2
+    for wrong in (np.zeros(SIZE - 1), np.zeros(SIZE + 1), np.zeros((1, SIZE))):
+        with pytest.raises(ValueError, match=re.escape(f"expected shape ({SIZE},)")):
+            module.split(wrong)
+
+
+def test_read_only_cannot_be_undone(module):
+    before = module.flat_params.copy()
+    for view in (module.flat_params, module.params["weight"], module.params["weight"][0]):
+        assert not view.flags.writeable
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.flags.writeable = True
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.setflags(write=True)
+        with pytest.raises(ValueError, match="read-only"):
+            view[...] = 0
+        with pytest.raises(ValueError, match="read-only"):
+            np.add(view, 1, out=view)
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            view.view().flags.writeable = True
+    assert_same_bits(module.flat_params, before)
+
+
+def test_parameters_cannot_be_replaced(module):
+    before = module.flat_params.copy()
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        module.params["bias"] = np.zeros(3)
+    for name in ("params", "flat_params", "grads"):
+        with pytest.raises(AttributeError, match="no setter"):
+            setattr(module, name, np.zeros(SIZE))
+    assert_same_bits(module.flat_params, before)
+    assert module.changes == 1
+
+
+def test_assigned_gradients_reach_the_vector(module):
+    vector = module.flat_grads
+    module.flat_grads = np.arange(SIZE)
+    module.grads["bias"] = [7, 8, 9]
+    module.grads["scalar"] = 5
+    module.flat_grads *= 2
+    module.grads["weight"] += 1
+    assert vector is module.flat_grads
+    expected = [1, 3, 5, 7, 9, 11, 12, 14, 16, 18, 14, 16, 18, 10]
+    assert vector.tolist() == expected
+    assert np.concatenate([g.ravel() for g in module.grads.values()]).tolist() == expected
+    for wrong in (np.zeros(SIZE - 1), np.zeros((2, SIZE))):
+        with pytest.raises(ValueError):
+            module.flat_grads = wrong
+    with pytest.raises(KeyError):
+        module.grads["unknown"] = 0
+    assert vector.tolist() == expected
+    module.zero_grad()
+    assert not vector.any()
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "int64", "uint8", ">f8"])
+def test_assign_the_vector(module, kind):
+    view = module.params["bias"]
+    module.assign(np.arange(SIZE).astype(kind)[::-1])
+    assert module.flat_params.tolist() == list(range(SIZE))[::-1]
+    assert view.tolist() == [3, 2, 1]
+    assert module.flat_params.dtype == np.float64
+    assert module.changes == 2
+
+
+def test_assign_by_name(module):
+    module.assign({"scalar": 50, "bias": [10, 20, 30]})
+    assert module.flat_params.tolist() == [*range(1, 11), 10, 20, 30, 50]
+    assert module.changes == 2
+
+
+def test_assign_copies(module):
+    values = np.zeros(SIZE)
+    bias = np.zeros(3)
+    module.assign(values)
+    module.assign({"bias": bias})
+    values[...] = bias[...] = 7
+    assert not module.flat_params.any()
+
+
+def test_assign_its_own_views(module):
+    old = {name: value.copy() for name, value in module.params.items()}
+    module.assign({"weight": module.params["weight"][::-1], "matrix": module.params["weight"][:2],
+                   "bias": module.params["bias"][::-1]})  # fmt: skip
+    assert_same_bits(module.params["weight"], old["weight"][::-1])
+    assert_same_bits(module.params["matrix"], old["weight"][:2])
+    assert_same_bits(module.params["bias"], old["bias"][::-1])
+    flat = module.flat_params.copy()
+    module.assign(module.flat_params[::-1])
+    assert_same_bits(module.flat_params, flat[::-1])
+
+
+def test_failures_change_nothing(module):
+    before = module.flat_params.copy()
+    good = {"weight": np.zeros((3, 2))}
+    failures = [
+        (KeyError, {**good, "unknown": 0}, r"\['unknown'\] not among the parameters \['weight'"),
+        (ValueError, {**good, "bias": np.zeros(4)}, r"bias: expected shape \(3,\), got \(4,\)"),
+        (ValueError, {**good, "bias": 0}, r"bias: expected shape \(3,\), got \(\)"),
+        (TypeError, {**good, "bias": np.zeros(3, complex)}, "bias: expected real .* complex128"),
+        (TypeError, {**good, "bias": np.zeros(3, bool)}, "bias: expected real .* bool"),
+        (TypeError, {**good, "bias": None}, "bias: expected real .* object"),
+        (TypeError, {**good, "bias": ["1", "2", "3"]}, "bias: expected real .* <U1"),
+        (ValueError, np.zeros(SIZE - 1), r"values: expected shape \(14,\), got \(13,\)"),
+        (ValueError, np.zeros((1, SIZE)), r"values: expected shape \(14,\), got \(1, 14\)"),
+        (ValueError, 0.0, r"values: expected shape \(14,\), got \(\)"),
+        (TypeError, np.zeros(SIZE, complex), "values: expected real .* complex128"),
+    ]
+    for error, values, message in failures:
+        with pytest.raises(error, match=message):
+            module.assign(values)
+    assert_same_bits(module.flat_params, before)
+    assert module.changes == 1
+
+
+def test_failing_cast_changes_nothing():
+    module = Counting(SHAPES, np.dtype("float32"))
+    values = {"weight": np.ones((3, 2)), "bias": np.array([1, 2, 1e300])}
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        module.assign(values)
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        module.assign(np.full(SIZE, 1e300))
+    assert not module.flat_params.any()
+    assert module.changes == 0
+
+
+def test_state_dict(module):
+    state = module.state_dict()
+    assert list(state) == list(SHAPES)
+    for name, value in state.items():
+        assert_same_bits(value, module.params[name])
+        value[...] = 0  # a copy
+    assert module.flat_params.all()
+    module.load_state_dict(dict(reversed(state.items())))
+    assert not module.flat_params.any()
+    assert module.changes == 2
+
+
+def test_load_state_dict_is_strict(module):
+    before = module.flat_params.copy()
+    good = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    some = {name: value for name, value in good.items() if name != "bias"}
+    failures = [
+        (KeyError, some, r"missing \['bias'\], unexpected \[\]"),
+        (KeyError, {**good, "weights": 0}, r"missing \[\], unexpected \['weights'\]"),
+        (KeyError, {**some, "Bias": 0}, r"missing \['bias'\], unexpected \['Bias'\]"),
+        (KeyError, {}, "missing"),
+        (ValueError, {**good, "bias": np.zeros((3, 1))}, r"bias: expected shape \(3,\)"),
+        (TypeError, {**good, "bias": np.zeros(3, complex)}, "bias: expected real"),
+    ]
+    for error, state, message in failures:
+        with pytest.raises(error, match=message):
+            module.load_state_dict(state)
+    assert_same_bits(module.flat_params, before)
+    assert module.changes == 1
+
+
+def with_protocol(protocol):
+    return lambda module: pickle.loads(pickle.dumps(module, protocol))
+
+
+def out_of_band(module):
+    """A copy over read-only buffers, as joblib, dask and ray make them."""
+    buffers = []
+    data = pickle.dumps(module, 5, buffer_callback=buffers.append)
+    return pickle.loads(data, buffers=[bytes(buffer.raw()) for buffer in buffers])
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "out of band": out_of_band,
+    **{f"pickle {p}": with_protocol(p) for p in range(2, pickle.HIGHEST_PROTOCOL + 1)},
+}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_copies(dtype, how):
+    module = Counting(SHAPES, np.dtype(dtype))
+    module.assign(np.arange(SIZE))
+    module.flat_grads[...] = np.arange(SIZE) / 7
+    before = module.flat_params.copy(), module.flat_grads.copy()
+    twin = COPIES[how](module)
+    assert type(twin) is Counting
+    assert_same_bits((twin.flat_params, twin.flat_grads), before)
+    assert_same_bits(tuple(twin.params.values()), tuple(module.params.values()))
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        twin.flat_params.flags.writeable = True
+    twin.assign({"bias": [50, 60, 70]})
+    twin.grads["weight"] += 9
+    assert twin.flat_params[10:13].tolist() == [50, 60, 70]
+    assert_same_bits(twin.flat_grads[:6], before[1][:6] + 9)
+    assert_same_bits((module.flat_params, module.flat_grads), before)
+    kept = twin.flat_params.copy(), twin.flat_grads.copy()
+    module.assign(np.zeros(SIZE))
+    module.zero_grad()
+    assert_same_bits((twin.flat_params, twin.flat_grads), kept)
+
+
+def test_copies_keep_who_shares_whom(module):
+    first, second = copy.deepcopy([module, module])
+    assert first is second is not module
+    first, second = pickle.loads(pickle.dumps([module, module]))
+    assert first is second
+
+
+def test_a_change_is_whole_for_other_threads():
+    done = threading.Event()
+    finished_meanwhile = []
+
+    class Slow(Parameters):
+        def _changed(self):
+            if not threads:
+                threads.append(threading.Thread(target=change))
+                threads[0].start()
+                finished_meanwhile.append(done.wait(0.2))
+
+    def change():
+        module.assign({"scalar": 2})
+        done.set()
+
+    threads = []
+    module = Slow(SHAPES, np.dtype("float64"))
+    module.assign({"scalar": 1})
+    threads[0].join()
+    assert finished_meanwhile == [False]
+    assert module.params["scalar"] == 2
