@@ -219,8 +219,8 @@ def test_calls_while_the_weights_change_see_old_or_new_ones(cell):
         p.layer.assign(values)
         allowed.append(p.infer()[0].tobytes())
     with ThreadPoolExecutor(4) as pool:
-        outputs = [pool.submit(p.infer) for _ in range(60)]
-        for i in range(200):
+        outputs = [pool.submit(p.infer) for _ in range(200)]
+        for i in range(800):
             p.layer.assign(weights[i % 2])
         assert {done.result()[0].tobytes() for done in outputs} <= set(allowed)
 

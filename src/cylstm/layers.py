@@ -109,30 +109,28 @@ class Recurrent(Parameters):
 
     def _weights(self, backward: bool) -> list[list[sequence.Packed]]:
         """Packed weights of each direction of each layer, packed again only after a change."""
-        version = self._version
         found = self._packed.get(backward)
-        if found is None or found[0] != version:
-            table = dispatch.table(self.dtype.name)
-            rows = len(self.gates) * self.hidden_size
-            zeros = np.zeros(rows, self.dtype)
-            packed = []
-            for suffix in self._suffixes():
-                b_ih = self.params.get(f"bias_ih_{suffix}", zeros)
-                b_hh = self.params.get(f"bias_hh_{suffix}", zeros)
-                packed.append(
-                    sequence.Packed(
-                        table,
-                        self._cell(),
-                        self.params[f"weight_ih_{suffix}"][None],
-                        self.params[f"weight_hh_{suffix}"][None],
-                        self._slot_bias(b_ih, b_hh)[None, None],
-                        backward,
-                    )
-                )
-            d = self.num_directions
-            found = version, [packed[i : i + d] for i in range(0, len(packed), d)]
-            self._packed[backward] = found
+        if found is None or found[0] != self._version:
+            with self._lock:  # so that a change by another thread is seen whole or not at all
+                packed = [self._pack(suffix, backward) for suffix in self._suffixes()]
+                d = self.num_directions
+                layers = [packed[i : i + d] for i in range(0, len(packed), d)]
+                found = self._packed[backward] = self._version, layers
         return found[1]
+
+    def _pack(self, suffix: str, backward: bool) -> sequence.Packed:
+        b_ih, b_hh = (
+            self.params.get(f"bias_{which}_{suffix}", np.zeros(len(self.gates) * self.hidden_size))
+            for which in ("ih", "hh")
+        )
+        return sequence.Packed(
+            dispatch.table(self.dtype.name),
+            self._cell(),
+            self.params[f"weight_ih_{suffix}"][None],
+            self.params[f"weight_hh_{suffix}"][None],
+            self._slot_bias(b_ih, b_hh).astype(self.dtype, copy=False)[None, None],
+            backward,
+        )
 
     # Running
 

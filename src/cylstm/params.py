@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import threading
+import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+
+_alive: weakref.WeakSet[Parameters] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that held a lock in the parent will never release it here."""
+    for module in _alive:
+        module._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 class _Gradients(dict[str, Array]):
@@ -53,6 +68,7 @@ class Parameters:
 
     def _make_views(self) -> None:
         self._lock = threading.RLock()
+        _alive.add(self)
         # A view of a read-only memoryview: unlike `flags.writeable = False`, nobody can undo it.
         read_only = self._storage.data.toreadonly()
         self._flat_params = np.frombuffer(read_only, self.dtype)

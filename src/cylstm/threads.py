@@ -13,6 +13,7 @@ from cylstm.kernels import dispatch, sequence
 
 _chosen: int | None = None
 _omp_num_threads = "OMP_NUM_THREADS" in os.environ  # OpenMP reads it once, too
+_omp_limit = sequence.openmp_max_threads()
 
 
 def checked(num_threads: Any) -> int:
@@ -36,8 +37,8 @@ def set_num_threads(num_threads: int | None) -> None:
     Parameters
     ----------
     num_threads : int or None
-        At least 1; None returns to the number of available CPUs. A limit set on the OpenMP
-        runtime (``OMP_NUM_THREADS``, ``threadpoolctl.threadpool_limits``) still applies.
+        At least 1; None returns to ``OMP_NUM_THREADS`` or the number of available CPUs. A limit
+        that ``threadpoolctl.threadpool_limits`` sets on the OpenMP runtime still applies.
 
     Raises
     ------
@@ -52,7 +53,8 @@ def get_num_threads() -> int:
     """Return how many threads a call uses unless it says ``num_threads=``."""
     limit: int = sequence.openmp_max_threads()
     if _chosen is not None:
-        return min(_chosen, limit)
+        # A limit lowered since the start is threadpoolctl's, or the caller's own.
+        return _chosen if limit >= _omp_limit else min(_chosen, limit)
     if _omp_num_threads:
         return limit
     return min(available_cpus(), limit)

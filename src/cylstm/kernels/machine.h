@@ -83,27 +83,6 @@ static inline void team_init(Team *team) {
     atomic_init(&team->claimed, 0);
 }
 
-/* Wait for all `size` threads; spin briefly, then let others run. */
-static inline void team_meet(Team *team, ptrdiff_t size) {
-    if (size == 1) return;
-    const ptrdiff_t round = atomic_load_explicit(&team->round, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == size - 1) {
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->round, round + 1, memory_order_release);
-        return;
-    }
-    for (ptrdiff_t spins = 0;
-         atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
-        if (spins < 2000) CPU_PAUSE();
-        else sched_yield();
-    }
-}
-
-/* The next piece of work nobody has taken. */
-static inline ptrdiff_t team_claim(Team *team) {
-    return atomic_fetch_add_explicit(&team->claimed, 1, memory_order_relaxed);
-}
-
 /* Large blocks on huge pages where the system has them: a tape is touched once, and the page faults
  * of small pages cost some percent of a training step. */
 static inline void *allocate(size_t size) {
@@ -119,8 +98,35 @@ static inline void *allocate(size_t size) {
 
 static inline double seconds(void) {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Wait for all `size` threads; spin briefly, then let others run. Whether this took longer than
+ * `patience` seconds: then some thread of the team has lost its processor. */
+static inline int team_meet(Team *team, ptrdiff_t size, double patience) {
+    const ptrdiff_t round = atomic_load_explicit(&team->round, memory_order_acquire);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == size - 1) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->round, round + 1, memory_order_release);
+        return 0;
+    }
+    double began = 0;
+    for (ptrdiff_t spins = 0;
+         atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
+        if (spins < 2000) {
+            CPU_PAUSE();
+        } else {
+            if (spins == 2000) began = seconds();
+            sched_yield();
+        }
+    }
+    return began > 0 && seconds() - began > patience;
+}
+
+/* The next piece of work nobody has taken. */
+static inline ptrdiff_t team_claim(Team *team) {
+    return atomic_fetch_add_explicit(&team->claimed, 1, memory_order_relaxed);
 }
 
 /* OpenMP runtimes keep their idle threads with the thread that started them; after fork() those

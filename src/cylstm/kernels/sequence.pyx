@@ -28,7 +28,7 @@ cdef extern from "machine.h" nogil:
     FpMode fp_flush()
     void fp_restore(FpMode before)
     void team_init(Team *team)
-    void team_meet(Team *team, Py_ssize_t size)
+    bint team_meet(Team *team, Py_ssize_t size, double patience)
     Py_ssize_t team_claim(Team *team)
     double seconds()
     void *allocate(size_t size)
@@ -47,6 +47,10 @@ cdef extern from * nogil:
     #define DX_ENTRIES 48
     /* Work below which waking a second thread costs more than it saves, in multiply-adds. */
     #define SERIAL_WORK 1000000
+    /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
+     * running, and how long calls then stay on one thread: long enough to pay for the next try. */
+    #define PATIENCE 300e-6
+    #define CROWDED_SECONDS 50e-3
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     """
@@ -56,6 +60,8 @@ cdef extern from * nogil:
     const Py_ssize_t DX_ENTRIES
     const Py_ssize_t SERIAL_WORK
     const Py_ssize_t SMALL_BLOCK
+    const double PATIENCE
+    const double CROWDED_SECONDS
     bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
 
 watch_forks()
@@ -455,8 +461,9 @@ cdef class Call:
 
 
 cdef int team_size(Call call, int threads):
-    """Threads worth waking."""
-    if not HAS_OPENMP or was_forked() or call.work() < SERIAL_WORK:
+    """Threads worth waking: one for small work, and while others need the processors."""
+    if (not HAS_OPENMP or threads == 1 or was_forked() or call.work() < SERIAL_WORK
+            or seconds() < crowded_until):
         return 1
     return threads
 

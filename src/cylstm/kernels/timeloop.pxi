@@ -5,6 +5,9 @@
 # per step. Backward goes through chunks of time: first the recurrence, split likewise, then the
 # chunk's share of weight and input gradients, claimed piece by piece. The split never changes the
 # order in which anything is added up.
+#
+# Where another process needs a processor, a team that meets would wait for a time slice at every
+# step. The first to notice says so; the team's leader goes on alone, and for a while so do calls.
 
 cdef extern from "Python.h" nogil:
     # Declared without error return: a pending exception is raised after the region.
@@ -27,8 +30,22 @@ ctypedef struct Run:
     Py_ssize_t entries      # room in a Part
     char *gates[2]          # slots of a direction whose threads own blocks: shared
     bint interrupted        # a signal has come
-    Py_ssize_t stop[2]      # chunk before which a direction's team stops for it
+    bint crowded            # a thread was kept from running
+    Py_ssize_t alone[2]     # meeting of a direction's team after which its leader is alone
+    double patience         # seconds to wait for a thread that has its processor
     double next_look        # time to ask for signals again
+
+
+ctypedef struct Member:
+    # A thread's place in the team of one direction.
+    Py_ssize_t direction
+    Py_ssize_t rank
+    Py_ssize_t size
+    Py_ssize_t meetings
+
+
+# Seconds (monotonic) until which all calls run on one thread.
+cdef double crowded_until = 0
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
@@ -46,17 +63,18 @@ cdef void look_for_signals(Run *run) noexcept nogil:
     run.next_look = seconds() + 0.1
 
 
-cdef bint stopped(Run *run, Py_ssize_t thread, Team *team, Py_ssize_t d, Py_ssize_t rank,
-                  Py_ssize_t size, Py_ssize_t chunk) noexcept nogil:
-    """Whether to stop before this chunk. A team meets here, and its first thread decides."""
-    if thread == 0:
-        look_for_signals(run)
-    if size == 1:
-        return run.interrupted
-    if rank == 0 and run.interrupted:
-        run.stop[d] = chunk
-    team_meet(team, size)
-    return run.stop[d] <= chunk
+cdef bint meet(Run *run, Member *me) noexcept nogil:
+    """Wait for the rest of the team. False: leave the work to the leader, who is alone now."""
+    if me.size == 1:
+        return True
+    me.meetings += 1
+    if me.rank == 0 and (run.crowded or run.interrupted):
+        run.alone[me.direction] = me.meetings
+    if team_meet(&run.team[me.direction], me.size, run.patience):
+        run.crowded = True
+    if run.alone[me.direction] <= me.meetings:
+        me.size = 1
+    return me.size > 1 or me.rank == 0
 
 
 cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
@@ -67,54 +85,68 @@ cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
     p.gates = p.panel       # forward needs no panel, backward no slots of its own
 
 
-cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Team *team, Py_ssize_t d,
-                       Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
-    """All steps of some rows and blocks, meeting the others of the team after each step."""
-    cdef Sequence *s = &run.seq[d]
-    cdef Py_ssize_t step, chunk = 0
+cdef bint join(Run *run, Member *me, Py_ssize_t d, Py_ssize_t thread,
+               Py_ssize_t threads) noexcept nogil:
+    """Take a place in the team of direction `d`, if this thread has one there."""
+    me.direction, me.rank, me.size, me.meetings = d, thread, threads, 0
+    if run.directions == 2 and threads > 1:
+        me.rank, me.size = thread // 2, (threads + 1 - d) // 2
+        return thread % 2 == d
+    return True
+
+
+cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
+    p.block0 = share(s.w.blocks, me.rank, me.size)
+    p.block1 = share(s.w.blocks, me.rank + 1, me.size)
+
+
+cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me) noexcept nogil:
+    """All steps of the part's rows and of the member's blocks."""
+    cdef Sequence *s = &run.seq[me.direction]
+    cdef Py_ssize_t step
     p.step1 = 0
     while p.step1 < s.steps and s.active[p.step1] > p.row0:
         p.step0 = p.step1
         p.step1 = min(s.steps, p.step0 + run.chunk_steps)
-        if stopped(run, thread, team, d, rank, size, chunk):
+        if thread == 0:
+            look_for_signals(run)
+        if me.size == 1 and run.interrupted:
             return
         run.level.project(s, p)
         for step in range(p.step0, p.step1):
             run.level.forward_step(s, p, step)
-            team_meet(team, size)
-        chunk += 1
+            if not meet(run, me):
+                return
+            own_blocks(s, p, me)
 
 
 cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
     cdef Part p
-    cdef Sequence *s
-    cdef Py_ssize_t item, d, rank, size
+    cdef Member me
+    cdef Py_ssize_t item, d
     set_up_part(run, &p, thread)
     if run.groups:
-        p.block0, p.block1 = 0, run.seq[0].w.blocks
         item = team_claim(&run.team[2])
         while item < run.groups * run.directions:
+            join(run, &me, item % run.directions, 0, 1)
             p.row0 = run.bounds[item // run.directions]
             p.row1 = run.bounds[item // run.directions + 1]
-            forward_part(run, thread, &p, &run.team[2], item % run.directions, 0, 1)
+            own_blocks(&run.seq[me.direction], &p, &me)
+            forward_part(run, thread, &p, &me)
             item = team_claim(&run.team[2])
         return
     for d in range(run.directions):
-        rank, size = thread, threads
-        if run.directions == 2 and threads > 1:
-            if thread % 2 != d:
-                continue
-            rank, size = thread // 2, (threads + 1 - d) // 2
-        s = &run.seq[d]
-        p.row0, p.row1 = 0, s.active[0]
-        p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
-        p.gates = run.gates[d]
-        forward_part(run, thread, &p, &run.team[d], d, rank, size)
+        if join(run, &me, d, thread, threads):
+            p.row0, p.row1 = 0, run.seq[d].active[0]
+            p.gates = run.gates[d]
+            own_blocks(&run.seq[d], &p, &me)
+            forward_part(run, thread, &p, &me)
 
 
-cdef void weights_and_inputs(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t size,
-                             Py_ssize_t *claimed) noexcept nogil:
+cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed) noexcept nogil:
     """The chunk's share of the weight gradients by block, and of dx by entries."""
+    cdef Sequence *s = &run.seq[me.direction]
+    cdef Team *team = &run.team[me.direction]
     cdef Py_ssize_t entries = s.first[p.step1] - p.origin
     cdef Py_ssize_t items = s.w.blocks + (entries + DX_ENTRIES - 1) // DX_ENTRIES
     cdef Py_ssize_t item = team_claim(team) - claimed[0], entry
@@ -127,54 +159,59 @@ cdef void weights_and_inputs(Run *run, Sequence *s, Part *p, Team *team, Py_ssiz
             run.level.input_gradient(s, p, entry, min(entries, entry + DX_ENTRIES))
         item = team_claim(team) - claimed[0]
     # Every thread of the team fails to claim exactly once.
-    claimed[0] += items + size
+    claimed[0] += items + me.size
 
 
-cdef void backward_recurrence(Run *run, Sequence *s, Part *p, Team *team, Py_ssize_t rank,
-                              Py_ssize_t size) noexcept nogil:
+cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     """Gradients of all pre-activations of a chunk, and the rows they will be multiplied with."""
+    cdef Sequence *s = &run.seq[me.direction]
     cdef Py_ssize_t step, rows = s.active[p.step0], step0 = p.step0, step1 = p.step1
-    cdef bint by_rows = size == 1 or rows >= 8 * size
+    cdef bint by_rows = me.size == 1 or rows >= 8 * me.size
     p.row0, p.row1, p.block0, p.block1 = 0, rows, 0, s.w.blocks
     if by_rows:
-        p.row0, p.row1 = share(rows, rank, size), share(rows, rank + 1, size)
+        p.row0, p.row1 = share(rows, me.rank, me.size), share(rows, me.rank + 1, me.size)
     else:
-        p.block0, p.block1 = share(s.w.blocks, rank, size), share(s.w.blocks, rank + 1, size)
+        own_blocks(s, p, me)
     for step in range(step1 - 1, step0 - 1, -1):
         run.level.backward_cell(s, p, step)
         if not by_rows:
-            team_meet(team, size)
+            if not meet(run, me):
+                return False
+            own_blocks(s, p, me)
         run.level.backward_state(s, p, step)
     if not by_rows:
-        p.step0 = step0 + share(step1 - step0, rank, size)
-        p.step1 = step0 + share(step1 - step0, rank + 1, size)
+        p.step0 = step0 + share(step1 - step0, me.rank, me.size)
+        p.step1 = step0 + share(step1 - step0, me.rank + 1, me.size)
     run.level.copy_rows(s, p)
     p.step0, p.step1 = step0, step1
+    return True
 
 
 cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
     cdef Part p
+    cdef Member me
     cdef Sequence *s
-    cdef Py_ssize_t d, rank, size, claimed, chunk
+    cdef Py_ssize_t d, claimed
     set_up_part(run, &p, thread)
     for d in range(run.directions):
-        rank, size, claimed, chunk = thread, threads, 0, 0
-        if run.directions == 2 and threads > 1:
-            if thread % 2 != d:
-                continue
-            rank, size = thread // 2, (threads + 1 - d) // 2
+        if not join(run, &me, d, thread, threads):
+            continue
+        claimed = 0
         s = &run.seq[d]
         p.step1 = s.steps
         while p.step1 > 0:
             p.step0 = max(0, p.step1 - run.chunk_steps)
             p.origin = s.first[p.step0]
-            if stopped(run, thread, &run.team[d], d, rank, size, chunk):
+            if thread == 0:
+                look_for_signals(run)
+            if me.size == 1 and run.interrupted:
                 return
-            backward_recurrence(run, s, &p, &run.team[d], rank, size)
-            team_meet(&run.team[d], size)
-            weights_and_inputs(run, s, &p, &run.team[d], size, &claimed)
+            if not backward_recurrence(run, &p, &me) or not meet(run, &me):
+                return
+            weights_and_inputs(run, &p, &me, &claimed)
+            if not meet(run, &me):
+                return
             p.step1 = p.step0
-            chunk += 1
 
 
 cdef void run_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads,
@@ -192,8 +229,8 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     cdef Py_ssize_t d
     for d in range(3):
         team_init(&run.team[d])
-    run.interrupted = False
-    run.stop[0] = run.stop[1] = NEVER
+    run.interrupted = run.crowded = False
+    run.alone[0] = run.alone[1] = NEVER
     run.next_look = seconds() + 0.1
     if threads == 1:
         with nogil:
@@ -201,6 +238,9 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     else:
         with nogil, parallel(num_threads=threads):
             run_thread(run, threadid(), omp_get_num_threads(), is_forward)
+        if run.crowded:
+            global crowded_until
+            crowded_until = seconds() + CROWDED_SECONDS
     if run.interrupted:
         raise_pending()
     return 0
@@ -248,6 +288,7 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
     if not run.groups:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
+    run.patience = PATIENCE + 1e-10 * call.work() / max(1, s.steps)
     return 0
 
 
@@ -261,4 +302,5 @@ cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
                                       + 4 * call.level.lanes * call.level.itemsize)
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
+    run.patience = PATIENCE + 1e-10 * call.work() * run.chunk_steps / max(1, s.steps)
     return 0
