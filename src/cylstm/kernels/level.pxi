@@ -25,7 +25,6 @@ cdef extern from "tile.h" nogil:
     ctypedef struct Tile:
         Py_ssize_t depth
         const real **a
-        Py_ssize_t a_start
         Py_ssize_t a_step
         const real *w
         Py_ssize_t w_step
@@ -35,7 +34,6 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t out_block
         const real *init
         Py_ssize_t init_block
-    const Py_ssize_t FOLD
     void run_tile(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks, const Tile *tile)
     Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)

@@ -83,17 +83,58 @@ static inline void team_init(Team *team) {
     atomic_init(&team->claimed, 0);
 }
 
-/* Large blocks on huge pages where the system has them: a tape is touched once, and the page faults
- * of small pages cost some percent of a training step. */
-static inline void *allocate(size_t size) {
+/* Memory of calls. A training step allocates and frees megabytes, and new pages cost some ten
+ * percent of it, so freed blocks wait for the next call, a bounded amount of them; large ones lie on
+ * huge pages where the system has them. A lock that is taken (or was, when the process forked) is
+ * not waited for. */
+enum { KEPT_BLOCKS = 16, KEPT_BYTES = 64 << 20, KEPT_LEAST = 64 << 10 };
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct { void *block; size_t size; } kept[KEPT_BLOCKS];
+static size_t kept_bytes = 0;
+
+/* At least *size bytes on a cache line, or NULL; *size becomes what release() must be told. */
+static inline void *allocate(size_t *size) {
     const size_t huge = (size_t)2 << 20;
-    if (size < 2 * huge) return aligned_alloc(64, size);
-    size = (size + huge - 1) & ~(huge - 1);
-    void *block = aligned_alloc(huge, size);
+    void *found = NULL;
+    if (*size >= KEPT_LEAST && pthread_mutex_trylock(&kept_lock) == 0) {
+        for (int i = 0; i < KEPT_BLOCKS && !found; i++) {
+            if (!kept[i].block || kept[i].size < *size || kept[i].size / 2 > *size) continue;
+            found = kept[i].block;
+            *size = kept[i].size;
+            kept_bytes -= *size;
+            kept[i].block = NULL;
+        }
+        pthread_mutex_unlock(&kept_lock);
+    }
+    if (found || *size < 2 * huge) return found ? found : aligned_alloc(64, *size);
+    *size = (*size + huge - 1) & ~(huge - 1);
+    found = aligned_alloc(huge, *size);
 #ifdef MADV_HUGEPAGE
-    if (block) (void)madvise(block, size, MADV_HUGEPAGE);
+    if (found) (void)madvise(found, *size, MADV_HUGEPAGE);
 #endif
-    return block;
+    return found;
+}
+
+static inline void release(void *block, size_t size) {
+    static int next = 0;
+    void *oldest = block;
+    if (size >= KEPT_LEAST && size <= KEPT_BYTES / 2 && pthread_mutex_trylock(&kept_lock) == 0) {
+        oldest = kept[next].block;
+        if (oldest) kept_bytes -= kept[next].size;
+        kept[next].block = block;
+        kept[next].size = size;
+        kept_bytes += size;
+        next = (next + 1) % KEPT_BLOCKS;
+        for (int i = 0; kept_bytes > KEPT_BYTES; i++) {
+            const int old = (next + i) % KEPT_BLOCKS;
+            if (!kept[old].block) continue;
+            free(kept[old].block);
+            kept[old].block = NULL;
+            kept_bytes -= kept[old].size;
+        }
+        pthread_mutex_unlock(&kept_lock);
+    }
+    free(oldest);
 }
 
 static inline double seconds(void) {

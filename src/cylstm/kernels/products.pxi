@@ -5,13 +5,10 @@
 
 cdef extern from *:
     """
-    /* Bytes of packed weights that stay in L1 while the row tiles pass over them. */
-    #define SLICE_BYTES 32768
     /* Rows of a weight gradient listed at once. */
     #define LISTED 64
     static const CYLSTM_REAL one = 1, zeros[4 * CYLSTM_LANES_BYTES] = {0};
     """
-    const Py_ssize_t SLICE_BYTES
     const Py_ssize_t LISTED
     const real one
     const real *zeros
@@ -26,36 +23,24 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
     Without `init` it adds to what is in `out`.
     """
     cdef Py_ssize_t w_step = gates * LANES
-    cdef Py_ssize_t block = 0, at_once, tiles, k, slice_depth, row, count, i
+    cdef Py_ssize_t block = 0, at_once, tiles, row, count, i
     cdef Tile t
-    t.a_step = a_step
-    t.w_step = w_step
-    t.w_block = w_block
-    t.out_block = out_block
-    t.init_block = init_block
+    t.depth, t.a_step, t.w_step, t.w_block = depth, a_step, gates * LANES, w_block
+    t.out_block, t.init, t.init_block = out_block, NULL, init_block
     while block < blocks:
         at_once = tile_blocks(rows, gates, blocks - block)
         tiles = tile_rows(gates, at_once)
         tiles = (rows + tiles - 1) // tiles
-        slice_depth = depth
-        if tiles > 1:
-            slice_depth = SLICE_BYTES // (at_once * w_step * <Py_ssize_t>sizeof(real))
-            slice_depth = max(1, slice_depth // FOLD) * FOLD
-        k = 0
-        while k < depth:
-            t.depth = min(slice_depth, depth - k)
-            t.a_start = k * a_step
-            t.w = w + block * w_block + k * w_step
-            t.out_start = out_start + block * out_block
-            t.init = init + block * init_block if init != NULL and k == 0 else NULL
-            row = 0
-            for i in range(tiles, 0, -1):
-                count = (rows - row + i - 1) // i
-                t.a = a + row
-                t.out = out + row
-                run_tile(count, gates, at_once, &t)
-                row += count
-            k += slice_depth
+        t.w = w + block * w_block
+        t.out_start = out_start + block * out_block
+        if init != NULL:
+            t.init = init + block * init_block
+        row = 0
+        for i in range(tiles, 0, -1):
+            count = (rows - row + i - 1) // i
+            t.a, t.out = a + row, out + row
+            run_tile(count, gates, at_once, &t)
+            row += count
         block += at_once
 
 

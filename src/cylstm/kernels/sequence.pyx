@@ -7,9 +7,10 @@ arithmetic, whatever the Python face has checked before.
 
 cimport cython
 cimport numpy as cnp
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.pycapsule cimport (
+    PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
+)
 from cython.parallel cimport parallel, threadid
-from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport GRU, LSTM, RNN_RELU, RNN_TANH, Level, Part, Sequence, Weights
 
@@ -31,7 +32,8 @@ cdef extern from "machine.h" nogil:
     bint team_meet(Team *team, Py_ssize_t size, double patience)
     Py_ssize_t team_claim(Team *team)
     double seconds()
-    void *allocate(size_t size)
+    void *allocate(size_t *size)
+    void release(void *block, size_t size)
     void watch_forks()
     bint was_forked()
 
@@ -45,8 +47,10 @@ cdef extern from * nogil:
     #define GROUP_ROWS 64
     /* Entries of dx claimed at a time. */
     #define DX_ENTRIES 48
-    /* Work below which waking a second thread costs more than it saves, in multiply-adds. */
-    #define SERIAL_WORK 1000000
+    /* Work, in multiply-adds, below which waking a second thread costs more than it saves, and that
+     * of one step below which meeting after it does. */
+    #define SERIAL_WORK 500000
+    #define SERIAL_STEP 100000
     /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
      * running, and how long calls then stay on one thread: long enough to pay for the next try. */
     #define PATIENCE 300e-6
@@ -59,6 +63,7 @@ cdef extern from * nogil:
     const Py_ssize_t GROUP_ROWS
     const Py_ssize_t DX_ENTRIES
     const Py_ssize_t SERIAL_WORK
+    const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
     const double PATIENCE
     const double CROWDED_SECONDS
@@ -110,14 +115,17 @@ cdef class Arena:
         """`count` times `size` bytes."""
         cdef Py_ssize_t needed = (times(count, size) + 127) & ~<Py_ssize_t>63
         cdef void *piece
+        cdef size_t size_got = max(needed, SMALL_BLOCK)
         if needed > self.free_size:
-            self.free_size = max(needed, SMALL_BLOCK)
-            self.free_from = <char *>allocate(self.free_size)
+            self.free_size = 0
+            self.free_from = <char *>allocate(&size_got)
             if self.free_from == NULL:
-                self.free_size = 0
                 raise MemoryError(f"cannot allocate {needed} bytes")
-            self.blocks.append(PyCapsule_New(self.free_from, "cylstm.block", free_block))
-            self.total += self.free_size
+            block = PyCapsule_New(self.free_from, "cylstm.block", free_block)
+            PyCapsule_SetContext(block, <void *>size_got)
+            self.blocks.append(block)
+            self.free_size = size_got
+            self.total += max(needed, SMALL_BLOCK)
         piece = self.free_from
         self.free_from += needed
         self.free_size -= needed
@@ -127,7 +135,7 @@ cdef class Arena:
 
 
 cdef void free_block(object capsule) noexcept:
-    free(PyCapsule_GetPointer(capsule, "cylstm.block"))
+    release(PyCapsule_GetPointer(capsule, "cylstm.block"), <size_t>PyCapsule_GetContext(capsule))
 
 
 cdef Level *level_of(capsule) except NULL:
@@ -460,12 +468,23 @@ cdef class Call:
         return <Py_ssize_t>min(n, 1e18)
 
 
+cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
+    """Groups of rows for threads to claim; 0 if they had better share rows and own blocks."""
+    cdef Py_ssize_t rows = call.seq[0].active[0]
+    cdef Py_ssize_t groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
+    if groups * call.directions >= threads:
+        return groups
+    return min(rows // 8, threads)
+
+
 cdef int team_size(Call call, int threads):
     """Threads worth waking: one for small work, and while others need the processors."""
-    if (not HAS_OPENMP or threads == 1 or was_forked() or call.work() < SERIAL_WORK
-            or seconds() < crowded_until):
+    cdef Py_ssize_t work = call.work()
+    if not HAS_OPENMP or threads == 1 or work < SERIAL_WORK or was_forked():
         return 1
-    return threads
+    if row_groups(call, threads) == 0 and work < SERIAL_STEP * call.seq[0].steps:
+        return 1
+    return 1 if seconds() < crowded_until else threads
 
 
 include "timeloop.pxi"

@@ -16,8 +16,7 @@
 
 typedef struct {
     ptrdiff_t depth;        /* number of k */
-    const real **a;         /* R row pointers */
-    ptrdiff_t a_start;      /* elements from a row pointer to k = 0 */
+    const real **a;         /* R row pointers, to k = 0 */
     ptrdiff_t a_step;       /* elements from k to k + 1 in a row */
     const real *w;          /* (U, depth, G, LANES) */
     ptrdiff_t w_step;       /* elements from k to k + 1 */
@@ -36,7 +35,7 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
     const real *init = t->init;
     const ptrdiff_t w_block = t->w_block;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; r++) a[r] = t->a[r] + t->a_start;
+    for (int r = 0; r < R; r++) a[r] = t->a[r];
     for (ptrdiff_t k = 0, ka = 0; k < t->depth; init = NULL) {
         const ptrdiff_t end = k + FOLD < t->depth ? k + FOLD : t->depth;
 #pragma GCC unroll 32

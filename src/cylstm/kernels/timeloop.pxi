@@ -271,9 +271,7 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
     cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
     cdef Py_ssize_t rows = s.active[0], group_rows = max(1, rows), d, shared
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
-    run.groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
-    if run.groups * run.directions < threads:
-        run.groups = min(rows // 8, threads)
+    run.groups = row_groups(call, threads)
     if run.groups:
         group_rows = bound_groups(run, call)
     run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
