@@ -1,11 +1,15 @@
 """Recurrent layers (LSTM, GRU, vanilla RNN) for the CPU, forward and backward."""
 
-from cylstm.data import load_japanese_vowels
+from typing import TYPE_CHECKING, Any
+
 from cylstm.layers import GRU, LSTM, RNN
-from cylstm.linear import Embedding, Linear
-from cylstm.losses import cross_entropy, mse_loss
-from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm
 from cylstm.threads import config, get_num_threads, set_num_threads, show_config
+
+if TYPE_CHECKING:
+    from cylstm.data import load_japanese_vowels
+    from cylstm.linear import Embedding, Linear
+    from cylstm.losses import cross_entropy, mse_loss
+    from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm
 
 __version__ = "0.1.0"
 
@@ -27,3 +31,26 @@ __all__ = [
     "set_num_threads",
     "show_config",
 ]
+
+# What only training needs is imported when it is first used: inference starts sooner.
+_LATER = {
+    "data": ["load_japanese_vowels"],
+    "linear": ["Embedding", "Linear"],
+    "losses": ["cross_entropy", "mse_loss"],
+    "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for module, names in _LATER.items():
+        if name in names:
+            found = getattr(import_module(f"cylstm.{module}"), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module 'cylstm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

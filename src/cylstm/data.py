@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
@@ -58,6 +57,8 @@ def load_japanese_vowels() -> JapaneseVowels:
     regions", Pattern Recognition Letters 20; UCI Machine Learning Repository, data set 128,
     CC BY 4.0. The authors recognise 94.1 % of the test utterances.
     """
+    from importlib import resources  # slow to import, and rarely needed
+
     path = resources.files("cylstm") / "data" / "japanese_vowels.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return JapaneseVowels(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,17 +12,18 @@ from cylstm import checks, threads
 from cylstm.kernels import dispatch, sequence
 from cylstm.params import Array, Parameters
 
+if TYPE_CHECKING:
+    from cylstm.params import Rng
+
 State = Any  # an array, or for LSTM a tuple (h, c) of arrays
-Rng = None | int | np.random.Generator
 
 
-@dataclass(frozen=True)
-class Tape:
+class Tape(NamedTuple):
     """What one `forward` keeps for `backward`. Opaque; may be used any number of times."""
 
-    layer: Recurrent = field(repr=False)
-    calls: list[sequence.Call] = field(repr=False)
-    masks: list[Array] = field(repr=False)
+    layer: Recurrent
+    calls: list[sequence.Call]
+    masks: list[Array]
     padded: bool
     batched: bool
     steps: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from cylstm import checks
 from cylstm.params import Array, Parameters
 
-Rng = int | np.random.Generator | None
+if TYPE_CHECKING:
+    from cylstm.params import Rng
 
 
 class LinearTape(NamedTuple):

@@ -13,12 +13,14 @@ import threading
 import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+if TYPE_CHECKING:  # naming numpy.random would import it
+    Rng = int | np.random.Generator | None
 
 
 _alive: weakref.WeakSet[Parameters] = weakref.WeakSet()

@@ -6,7 +6,6 @@ import operator
 import os
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from cylstm.kernels import dispatch, sequence
@@ -68,15 +67,18 @@ def available_cpus() -> int:
     return max(1, min(cpus, _cgroup_quota() or cpus))
 
 
+def _read(name: str) -> str:
+    with open(f"/sys/fs/cgroup/{name}") as file:
+        return file.read()
+
+
 def _cgroup_quota() -> int | None:
     """Whole CPUs the cgroup's bandwidth limit allows, rounded up; None without a limit."""
-    root = Path("/sys/fs/cgroup")
     try:
-        quota, period = (root / "cpu.max").read_text().split()
+        quota, period = _read("cpu.max").split()
     except (OSError, ValueError):
         try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+            quota, period = _read("cpu/cpu.cfs_quota_us"), _read("cpu/cpu.cfs_period_us")
         except OSError:
             return None
     try:
