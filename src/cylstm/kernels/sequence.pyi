@@ -1,4 +1,4 @@
-from typing import Any, Final
+from typing import Any, Final, final
 
 import numpy.typing as npt
 
@@ -8,6 +8,10 @@ CELLS: Final[dict[str, int]]
 def cpu_levels() -> list[str]: ...
 def openmp_max_threads() -> int: ...
 
+@final
+class Arena: ...
+
+@final
 class Packed:
     @property
     def backward(self) -> bool: ...
@@ -21,6 +25,7 @@ class Packed:
         backward: bool,
     ) -> None: ...
 
+@final
 class Call:
     @property
     def x(self) -> npt.NDArray[Any]: ...

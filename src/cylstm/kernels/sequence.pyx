@@ -99,6 +99,7 @@ cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
     return product
 
 
+@cython.final
 @cython.auto_pickle(False)
 cdef class Arena:
     """Memory in cache lines of its own, freed with its owner; small pieces share a block."""
@@ -173,6 +174,7 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     return 0
 
 
+@cython.final
 @cython.auto_pickle(False)
 cdef class Packed:
     """Weights of one direction of one layer, packed for one level.
@@ -238,6 +240,7 @@ cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept
     return ((count * itemsize + 63) // 64 | 1) * 64 // itemsize
 
 
+@cython.final
 @cython.auto_pickle(False)
 cdef class Call:
     """One pass of one layer over a batch. Kept, it is the tape of that pass."""
