@@ -40,6 +40,7 @@ COMPILED = {
     "simd.h": [f"level_{LEVEL}_f64", f"level_{LEVEL}_f32"],
     "timeloop.pxi": ["sequence"],
     "sequence.pyx": ["sequence"],
+    "call.pxi": ["sequence"],
     "machine.h": ["sequence"],
 }
 
@@ -52,7 +53,8 @@ class Mutant(NamedTuple):
 
 
 CELLS, PRODUCTS, LOOP = "kernels/cells.pxi", "kernels/products.pxi", "kernels/timeloop.pxi"
-NATIVE, SIMD, LAYERS = "kernels/sequence.pyx", "kernels/simd.h", "layers.py"
+NATIVE, CALL, SIMD = "kernels/sequence.pyx", "kernels/call.pxi", "kernels/simd.h"
+LAYERS, RECURRENT = "layers.py", "recurrent.py"
 
 MUTANTS = [
     # LSTM
@@ -117,7 +119,7 @@ MUTANTS = [
            "backward: y_t for y_{t-1} in the recurrent weights' gradient"),
     Mutant(PRODUCTS, "outer(s, p, entries, &one, 0, 1, <real *>s.db_ih + block * size)", "pass",
            "backward: no bias gradient"),
-    Mutant(LAYERS, 'self.params[f"weight_hh_{suffix}"][None]',
+    Mutant(RECURRENT, 'self.params[f"weight_hh_{suffix}"][None]',
            "np.concatenate([w.T for w in np.split("
            'self.params[f"weight_hh_{suffix}"], len(self.gates))])[None]',
            "recurrent matrices transposed"),
@@ -132,9 +134,9 @@ MUTANTS = [
            "exponential in float64: a coefficient"),
     # Sequences
     Mutant(PRODUCTS, "min(p.row1, s.active[step])", "p.row1", "steps beyond a row's length run"),
-    Mutant(NATIVE, "at[b] += max(0, self.length[b] - 1) * view.outer",
+    Mutant(CALL, "at[b] += max(0, self.length[b] - 1) * view.outer",
            "at[b] += max(0, self.seq[d].steps - 1) * view.outer", "reverse starts at the padding"),
-    Mutant(NATIVE, "(self.length[b] & ring)", "(self.seq[d].steps & ring)",
+    Mutant(CALL, "(self.length[b] & ring)", "(self.seq[d].steps & ring)",
            "final state of the last step instead of the row's own"),
     Mutant(NATIVE, "range(call.length[b], steps)", "range(call.length[b] + 1, steps)",
            "first step beyond a length not zeroed"),
@@ -148,10 +150,10 @@ MUTANTS = [
            "gradient of the final c ignored"),
     Mutant(LOOP, "    fp_restore(mode)\n", "", "floating-point mode not restored"),
     # Layers
-    Mutant(LAYERS, "dx[0] += dx[1]", "pass", "dx of the reverse direction dropped"),
-    Mutant(LAYERS, "dy *= tape.masks[layer - 1]", "pass", "dropout ignored in backward"),
-    Mutant(LAYERS, "mask *= 1 / keep if keep else 0", "pass", "dropout not scaled"),
-    Mutant(LAYERS, "self.flat_grads += gradient", "self.flat_grads[...] = gradient",
+    Mutant(RECURRENT, "dx[0] += dx[1]", "pass", "dx of the reverse direction dropped"),
+    Mutant(RECURRENT, "dy *= tape.masks[layer - 1]", "pass", "dropout ignored in backward"),
+    Mutant(RECURRENT, "mask *= 1 / keep if keep else 0", "pass", "dropout not scaled"),
+    Mutant(RECURRENT, "self.flat_grads += gradient", "self.flat_grads[...] = gradient",
            "gradients do not accumulate"),
 ]  # fmt: skip
 

@@ -24,8 +24,8 @@ import numpy as np
 
 import cylstm
 from cylstm.data import JapaneseVowels, Utterances, load_japanese_vowels
-from cylstm.layers import Recurrent, State
 from cylstm.params import Array
+from cylstm.recurrent import Recurrent, State
 
 CELLS: dict[str, type[Recurrent]] = {
     "rnn": cylstm.RNN,

@@ -1,0 +1,84 @@
+# Memory: what a call allocates, and the arrays it is given.
+
+cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
+    cdef Py_ssize_t product
+    if a < 0 or b < 0 or __builtin_mul_overflow(a, b, &product):
+        raise ValueError(f"array too large: {a} x {b} does not fit in memory")
+    return product
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Arena:
+    """Memory in cache lines of its own, freed with its owner; small pieces share a block."""
+    cdef list blocks
+    cdef char *free_from
+    cdef Py_ssize_t free_size
+    cdef Py_ssize_t total   # bytes of all blocks
+
+    def __cinit__(self):
+        self.blocks = []
+        self.free_size = self.total = 0
+
+    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
+        """`count` times `size` bytes."""
+        cdef Py_ssize_t needed = (times(count, size) + 127) & ~<Py_ssize_t>63
+        cdef void *piece
+        cdef size_t size_got = max(needed, SMALL_BLOCK)
+        if needed > self.free_size:
+            self.free_size = 0
+            self.free_from = <char *>allocate(&size_got)
+            if self.free_from == NULL:
+                raise MemoryError(f"cannot allocate {needed} bytes")
+            block = PyCapsule_New(self.free_from, "cylstm.block", free_block)
+            PyCapsule_SetContext(block, <void *>size_got)
+            self.blocks.append(block)
+            self.free_size = size_got
+            self.total += max(needed, SMALL_BLOCK)
+        piece = self.free_from
+        self.free_from += needed
+        self.free_size -= needed
+        if zero:
+            memset(piece, 0, needed)
+        return piece
+
+
+cdef void free_block(object capsule) noexcept:
+    release(PyCapsule_GetPointer(capsule, "cylstm.block"), <size_t>PyCapsule_GetContext(capsule))
+
+
+ctypedef struct View:
+    # A (d0, d1, d2) array with contiguous last axis; strides in bytes.
+    char *data
+    Py_ssize_t outer
+    Py_ssize_t inner
+
+
+cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2,
+              str name, bint written=False) except -1:
+    """Check one array of this shape, and say where it is."""
+    if not isinstance(array, cnp.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(array).__name__}")
+    cdef cnp.ndarray a = array
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
+    cdef int typenum = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
+    if (cnp.PyArray_NDIM(a) != 3 or shape[0] != d0 or shape[1] != d1 or shape[2] != d2
+            or cnp.PyArray_TYPE(a) != typenum
+            or not cnp.PyArray_ISALIGNED(a) or not cnp.PyArray_ISNOTSWAPPED(a)
+            or (d0 * d1 > 0 and d2 > 1 and strides[2] != itemsize)
+            or strides[0] % itemsize or strides[1] % itemsize
+            or (written and not cnp.PyArray_ISWRITEABLE(a))):
+        raise ValueError(
+            f"{name}: expected shape {(d0, d1, d2)}, {'' if not written else 'writeable, '}"
+            f"{itemsize}-byte floats, last axis contiguous; got {array.shape} {array.dtype}"
+        )
+    view.data = <char *>cnp.PyArray_DATA(a)
+    view.outer, view.inner = strides[0], strides[1]
+    return 0
+
+
+cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
+    cdef cnp.npy_intp shape[3]
+    shape[0], shape[1], shape[2] = d0, d1, d2
+    return cnp.PyArray_SimpleNew(3, shape, cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64)
