@@ -14,11 +14,6 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 SHAPES = [(), (1,), (7,), (5, 3), (2, 5, 3)]  # leading shapes
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 def normal(*shape, dtype="float64", seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
@@ -73,24 +68,6 @@ def test_linear_gradients(bias, shape):
         np.testing.assert_allclose(np.vdot(dx, move_x), slope(by_input), rtol=1e-6)
         np.testing.assert_allclose(grads @ move, slope(by_parameters), rtol=1e-6)
         layer.assign(flat)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("bias", [True, False])
-def test_linear_is_pytorchs(torch, bias, shape):
-    layer = cylstm.Linear(4, 6, bias=bias, dtype="float64", rng=0)
-    twin = torch.nn.Linear(4, 6, bias=bias, dtype=torch.float64)
-    assert list(twin.state_dict()) == list(layer.params)
-    layer.load_state_dict(twin.state_dict())
-    x, dy = normal(*shape, 4), normal(*shape, 6, seed=1)
-    leaf = torch.from_numpy(x).requires_grad_()
-    expected = twin(leaf)
-    expected.backward(torch.from_numpy(dy))
-    y, tape = layer.forward(x)
-    assert_close(y, expected.detach(), 1e-12)
-    assert_close(layer.backward(tape, dy), leaf.grad, 1e-12)
-    for name, parameter in twin.named_parameters():
-        assert_close(layer.grads[name], parameter.grad, 1e-12)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -317,19 +294,6 @@ def test_embedding_gradients_numerically():
             return np.vdot(dy, layer(ids))
 
         np.testing.assert_allclose(layer.flat_grads @ move, slope(evaluate), rtol=1e-6)
-
-
-def test_embedding_is_pytorchs(torch):
-    layer = cylstm.Embedding(7, 4, dtype="float64")
-    twin = torch.nn.Embedding(7, 4, dtype=torch.float64)
-    layer.load_state_dict(twin.state_dict())
-    ids, dy = np.random.default_rng(0).integers(0, 6, (5, 3)), normal(5, 3, 4)
-    expected = twin(torch.from_numpy(ids))
-    expected.backward(torch.from_numpy(dy))
-    y, tape = layer.forward(ids)
-    layer.backward(tape, dy)
-    assert_same_bits(y, expected.detach().numpy())
-    assert_close(layer.grads["weight"], twin.weight.grad, 1e-12)
 
 
 def test_embedding_sums_long_batches_exactly():

@@ -11,11 +11,6 @@ LENGTHS = [4, 0, 2]
 INVALID = np.arange(4)[:, None] >= LENGTHS  # (T, B)
 
 
-@pytest.fixture
-def torch():
-    return pytest.importorskip("torch")
-
-
 def normal(*shape, dtype="float64", seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
@@ -87,22 +82,6 @@ def test_gradients(loss, lengths):
             return loss(z + step * move, target, lengths=lengths)[0]
 
         np.testing.assert_allclose(np.vdot(dz, move), slope(evaluate), rtol=1e-6)
-
-
-@BOTH
-def test_pytorch(torch, loss):
-    functional = torch.nn.functional
-    z, target = case(loss, (4, 3))
-    leaf = torch.from_numpy(z).requires_grad_()
-    for lengths, valid in [(None, np.ones((4, 3), bool)), (LENGTHS, ~INVALID)]:
-        valid = torch.from_numpy(valid)
-        function = functional.cross_entropy if loss is cross_entropy else functional.mse_loss
-        expected = function(leaf[valid], torch.from_numpy(target)[valid])
-        leaf.grad = None
-        expected.backward()
-        got, dz = loss(z, target, lengths=lengths)
-        assert got == pytest.approx(expected.item(), rel=1e-12)
-        assert_close(dz, leaf.grad, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
