@@ -225,7 +225,8 @@ cdef class Call:
                 at[2 * e + 1] = self.row[b]
                 e += 1
         n = s.w.hidden
-        slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, -1)[:, :, :n]
+        slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, s.w.blocks * lanes)
+        slots = slots[:, :, :n]
         return slots, None if c is None else c[:, :n], h[:, :n], where[:, 0], where[:, 1]
 
     cdef Py_ssize_t work(self):
