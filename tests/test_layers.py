@@ -10,6 +10,7 @@ import pytest
 from helpers import CELLS, DTYPES, LAYERS, assert_same_bits, joined, parts, problem, run_python
 
 import cylstm
+from cylstm.kernels import sequence
 
 EVERY = pytest.mark.parametrize("cell", CELLS)
 GATES = {"rnn_tanh": 1, "rnn_relu": 1, "gru": 3, "lstm": 4}
@@ -389,3 +390,17 @@ assert np.array_equal(layer(x[:99], num_threads=4)[0], layer(x[:99], num_threads
 
 def test_an_interrupt_stops_all_threads():
     run_python(INTERRUPT_A_TEAM)
+
+
+@EVERY
+def test_unchanged_weights_are_not_packed_again(cell, monkeypatch):
+    packed, pack = [], sequence.Packed
+    monkeypatch.setattr(sequence, "Packed", lambda *a: packed.append(a) or pack(*a))
+    layer, x = LAYERS[cell](3, 5, rng=0), np.zeros((2, 1, 3))
+    for _ in range(2):
+        layer.forward(x)
+        layer(x)
+    assert len(packed) == 1  # that for training serves inference, too
+    layer.assign(layer.flat_params + 1)
+    layer(x)
+    assert len(packed) == 2

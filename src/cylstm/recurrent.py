@@ -81,8 +81,10 @@ class Recurrent(Parameters):
 
     def _suffixes(self) -> list[str]:
         """Names of all directions of all layers, in the order of the states' first axis."""
-        directions = ("", "_reverse")[: self.num_directions]
-        return [f"l{layer}{d}" for layer in range(self.num_layers) for d in directions]
+        return [f"l{layer}{d}" for layer in range(self.num_layers) for d in self._directions()]
+
+    def _directions(self) -> tuple[str, ...]:
+        return ("", "_reverse")[: self.num_directions]
 
     def __repr__(self) -> str:
         """Show the constructor's main arguments."""
@@ -105,18 +107,21 @@ class Recurrent(Parameters):
         return {k: v for k, v in super().__getstate__().items() if k != "_packed"}
 
     def _changed(self) -> None:
-        self._packed: dict[bool, tuple[int, list[list[sequence.Packed]]]] = {}
+        self._packed: list[list[sequence.Packed]] | None = None
 
     def _weights(self, backward: bool) -> list[list[sequence.Packed]]:
         """Packed weights of each direction of each layer, packed again only after a change."""
-        found = self._packed.get(backward)
-        if found is None or found[0] != self._version:
-            with self._lock:  # so that a change by another thread is seen whole or not at all
+        found = self._packed
+        if found is not None and (found[0][0].backward or not backward):
+            return found
+        with self._lock:  # so that a change by another thread is seen whole or not at all
+            found = self._packed
+            if found is None or (backward and not found[0][0].backward):
                 packed = [self._pack(suffix, backward) for suffix in self._suffixes()]
                 d = self.num_directions
-                layers = [packed[i : i + d] for i in range(0, len(packed), d)]
-                found = self._packed[backward] = self._version, layers
-        return found[1]
+                found = [packed[i : i + d] for i in range(0, len(packed), d)]
+                self._packed = found
+        return found
 
     def _pack(self, suffix: str, backward: bool) -> sequence.Packed:
         b_ih, b_hh = (
@@ -357,7 +362,7 @@ class Recurrent(Parameters):
                 dy,
                 self._of_layer(dfinal, layer),
                 dx,
-                [self._gradients(views, f"l{layer}{d}") for d in ("", "_reverse")],
+                [self._gradients(views, f"l{layer}{d}") for d in self._directions()],
                 n_threads,
             )
             dinitials.insert(0, dinitial)

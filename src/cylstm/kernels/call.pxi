@@ -18,27 +18,28 @@ cdef class Call:
     cdef list weights
     cdef readonly object x
 
-    def __init__(self, list weights, cnp.ndarray x, cnp.ndarray y, lengths, bint taped):
-        cdef Packed packed = weights[0]
+    def __init__(self, list weights, cnp.ndarray x not None, cnp.ndarray y not None, lengths,
+                 bint taped):
+        cdef Packed packed = packed_of(weights, 0)
         cdef Py_ssize_t itemsize = packed.level.itemsize, d, width, slots
         cdef Sequence *s
         cdef View x_view, y_view
         self.weights, self.directions, self.level = weights, len(weights), packed.level
         self.x, self.arena = x, Arena()
-        if not 1 <= self.directions <= 2:
-            raise ValueError(f"weights: expected 1 or 2 directions, got {self.directions}")
+        if cnp.PyArray_NDIM(x) != 3:
+            raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
         look(&x_view, x, itemsize, steps, rows, packed.w.inputs, "x")
         look(&y_view, y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
         for d in range(self.directions):
             s = &self.seq[d]
-            packed = weights[d]
+            packed = packed_of(weights, d)
             s.w = packed.w
             s.steps, s.rows = steps, rows
             s.x, s.y = x_view.data, y_view.data + d * s.w.hidden * itemsize
             if packed.level != self.level or s.w.inputs != self.seq[0].w.inputs \
                     or s.w.hidden != self.seq[0].w.hidden or (taped and not packed.backward):
-                raise ValueError("weights: both directions must be packed alike")
+                raise ValueError("weights: expected directions packed alike, for the tape if any")
         self.order_rows(lengths)
         for d in range(self.directions):
             s = &self.seq[d]
@@ -200,6 +201,8 @@ cdef class Call:
             Activated slots (entries, S, H), c after each entry (entries, H) or None, h likewise,
             time and row of each entry in the caller's batch.
         """
+        if not 0 <= d < self.directions or self.seq[d].tape == NULL:
+            raise ValueError(f"d: expected a direction with a tape, got {d}")
         cdef Sequence *s = &self.seq[d]
         cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k
         cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize

@@ -160,6 +160,23 @@ cdef class Packed:
         return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
 
 
+cdef Packed packed_of(list weights, Py_ssize_t d):
+    """The weights of one of the 1 or 2 directions."""
+    if weights is None or not 1 <= len(weights) <= 2:
+        raise ValueError("weights: expected a list of 1 or 2 directions")
+    cdef Packed packed = weights[d]
+    if packed is None or packed.level == NULL:
+        raise ValueError(f"weights: expected Packed ones, got {packed!r}")
+    return packed
+
+
+cdef int expect(str name, values, Py_ssize_t count) except -1:
+    """Check the number of arrays: unchecked indexing follows."""
+    if values is None or len(values) != count:
+        raise ValueError(f"{name}: expected {count} of them, got {values!r}")
+    return 0
+
+
 include "call.pxi"
 
 
@@ -185,7 +202,8 @@ cdef int team_size(Call call, int threads):
 include "timeloop.pxi"
 
 
-def forward(list weights, cnp.ndarray x, y, tuple initial, lengths, bint taped, int threads):
+def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bint taped,
+            int threads):
     """Run one layer over a batch.
 
     Parameters
@@ -210,10 +228,11 @@ def forward(list weights, cnp.ndarray x, y, tuple initial, lengths, bint taped, 
     call : Call
         The tape if `taped`; otherwise of no further use.
     """
-    cdef Packed packed = weights[0]
+    cdef Packed packed = packed_of(weights, 0)
     cdef Py_ssize_t itemsize = packed.level.itemsize, hidden = packed.w.hidden, d, b, t
     cdef Py_ssize_t directions = len(weights)
     cdef Sequence *s
+    expect("initial", initial, 2 if packed.w.cell == LSTM else 1)
     if cnp.PyArray_NDIM(x) != 3:
         raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
     cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
@@ -246,7 +265,7 @@ def forward(list weights, cnp.ndarray x, y, tuple initial, lengths, bint taped, 
     return y, ((h,) if c is None else (h, c)), call
 
 
-def backward(Call tape, dy, tuple dfinal, list dx, list gradients, int threads):
+def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int threads):
     """Propagate gradients through one pass of one layer.
 
     Parameters
@@ -268,9 +287,14 @@ def backward(Call tape, dy, tuple dfinal, list dx, list gradients, int threads):
     tuple of ndarray of shape (D, B, H)
         Gradient of the initial h, and c for an LSTM.
     """
-    cdef Call call = tape.again(dy, dx)
     cdef Py_ssize_t d
     cdef Sequence *s
+    if tape.level == NULL or tape.seq[0].tape == NULL:
+        raise ValueError("tape: expected a call that kept one")
+    expect("dfinal", dfinal, 2 if tape.seq[0].c != NULL else 1)
+    expect("dx", dx, tape.directions)
+    expect("gradients", gradients, tape.directions)
+    cdef Call call = tape.again(dy, dx)
     for d in range(call.directions):
         s = &call.seq[d]
         call.copy_rows_in(d, s.dh, dfinal[0], "final dh")
@@ -303,7 +327,7 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     forward, backward : int
         The first lives as long as the tape if `taped`; the second is 0 unless `taped`.
     """
-    cdef Packed packed = weights[0]
+    cdef Packed packed = packed_of(weights, 0)
     cdef Py_ssize_t itemsize = packed.level.itemsize
     x = empty(steps, rows, packed.w.inputs, itemsize)
     cdef Call back, call = Call(
