@@ -1,6 +1,8 @@
 """Random problems and comparisons that several test files use."""
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import reference
 
 import cylstm
@@ -24,62 +27,216 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
 
 class Problem(NamedTuple):
-    """A layer with everything a forward and a backward call take; states are tuples of parts."""
+    """A layer with everything a forward and a backward call take; states are tuples of parts.
+
+    With differing hidden sizes a part is a tuple of one array per layer.
+    """
 
     cell: str
     layer: Any
     x: np.ndarray  # (T, B, I)
     state: tuple
     lengths: np.ndarray | None
-    dy: np.ndarray  # (T, B, D*H)
+    dy: Any  # shaped as y
     dstate: tuple
+    network: Any = None  # the oracle's description of the layer
+    mask: np.ndarray | None = None  # (T, B)
+    return_: Any = "all"
 
     def oracle(self, masks=None):
         """Output, final state and cache of the float64 reference."""
         return reference.forward(
-            self.cell, self.layer.params, self.x, self.state, self.lengths, masks
-        )
+            self.network, self.layer.params, self.x, self.state, self.lengths, masks,
+            mask=self.mask, return_=self.return_,
+        )  # fmt: skip
+
+    def steps(self):
+        """The arguments of a call that choose steps, where they are not the defaults."""
+        given = {"lengths": self.lengths, "mask": self.mask}
+        chosen = {"return_": self.return_} if self.return_ != "all" else {}
+        return {name: value for name, value in given.items() if value is not None} | chosen
 
     def forward(self, **options):
         """Output, final state as a tuple, tape."""
-        y, state, tape = self.layer.forward(
-            self.x, joined(self.state), lengths=self.lengths, **options
-        )
-        return y, parts(state), tape
+        call = self.steps() | options
+        y, state, tape = self.layer.forward(self.x, joined(self.state), **call)
+        return y, self.parts(state), tape
 
     def infer(self, **options):
         """Output and final state as a tuple."""
-        y, state = self.layer(self.x, joined(self.state), lengths=self.lengths, **options)
-        return y, parts(state)
+        y, state = self.layer(self.x, joined(self.state), **(self.steps() | options))
+        return y, self.parts(state)
 
     def backward(self, tape, **options):
         """Zero the gradients, go back, and return dx and the state's gradients as a tuple."""
         self.layer.zero_grad()
         dx, dstate = self.layer.backward(tape, self.dy, joined(self.dstate), **options)
-        return dx, parts(dstate)
+        return dx, self.parts(dstate)
+
+    def gradients(self, tape, **options):
+        """All gradients by name."""
+        dx, dstate = self.backward(tape, **options)
+        return {"x": dx, **by_name(dstate)} | {k: g.copy() for k, g in self.layer.grads.items()}
+
+    def oracle_gradients(self, masks=None, clip_step=None):
+        """What `gradients` should give."""
+        cache = self.oracle(masks)[2]
+        dx, dstate, grads = reference.backward(cache, self.dy, self.dstate, clip_step)
+        return {"x": dx, **by_name(dstate), **grads}
+
+    def parts(self, state):
+        return state if self.network.cell == "lstm" else (state,)
 
 
-def problem(cell, sizes, *, steps=5, rows=3, lengths=None, seed=0, **options):
+class Bare:
+    """The parameters of a network without a layer, for the oracle alone."""
+
+    def __init__(self, network, rng):
+        bound = 1 / np.sqrt(max(network.hidden))
+        self.params = {n: rng.uniform(-bound, bound, s) for n, s in network.shapes().items()}
+        self.dtype = np.dtype("float64")
+
+    def assign(self, values):
+        self.params |= values
+
+
+def problem(
+    cell, sizes, *, steps=5, rows=3, lengths=None, mask=None, return_="all", seed=0, bare=False,
+    **options,
+):  # fmt: skip
     """A problem with distinct random numbers everywhere.
 
     sizes are input, hidden and number of layers; lengths an array, None, or "random" for
-    lengths in any order from 0 to all steps.
+    lengths in any order from 0 to all steps; mask an array, None, "left" for left padding of any
+    length, or "holes". Layer norm does not begin at 1 and 0 as it does in a new layer.
     """
     rng = np.random.default_rng(seed)
-    layer = LAYERS[cell](*sizes, rng=rng, **options)
-    shape = (layer.num_layers * layer.num_directions, rows, layer.hidden_size)
+    known = {name: options[name] for name in NETWORK_OPTIONS & options.keys()}
+    if cell.startswith("rnn"):
+        known = {"nonlinearity": cell.removeprefix("rnn_")} | known
+    network = reference.Network(cell.partition("_")[0], *sizes, **known)
+    layer = Bare(network, rng) if bare else LAYERS[cell](*sizes, rng=rng, **options)
 
     def normal(*shape):
         return rng.normal(size=shape).astype(layer.dtype)
 
-    def states():
-        return tuple(normal(*shape) for _ in range(1 + (cell == "lstm")))
-
-    x = normal(steps, rows, layer.input_size)
-    dy = normal(steps, rows, layer.num_directions * layer.hidden_size)
+    x = normal(steps, rows, network.input_size)
+    outputs = (steps, rows) if return_ == "all" else (rows,)
+    if isinstance(return_, int):
+        outputs = (steps // return_, rows)
+    ways = len(network.directions)
+    width = network.widths[-1] * (ways if network.merge_mode == "concat" else 1)
+    dy = normal(*outputs, width)
+    if network.merge_mode == "separate":
+        dy = (dy, normal(*outputs, width))
     if isinstance(lengths, str):
         lengths = rng.permutation(np.linspace(0, steps, rows).round().astype(int))
-    return Problem(cell, layer, x, states(), lengths, dy, states())
+    if isinstance(mask, str):
+        first = rng.permutation(np.linspace(0, steps, rows).round().astype(int))
+        mask = np.arange(steps)[:, None] >= first if mask == "left" else (
+            rng.random((steps, rows)) < 0.6)  # fmt: skip
+    state, dstate = (network.state_of(normal, rows) for _ in range(2))
+    normed = {n: v + 0.3 * normal(*v.shape) for n, v in layer.params.items() if "_ln" in n}
+    if normed:
+        layer.assign(normed)
+    return Problem(cell, layer, x, state, lengths, dy, dstate, network, mask, return_)
+
+
+NETWORK_OPTIONS = {field.name for field in dataclasses.fields(reference.Network)}
+KINK = 1e-4  # nothing is nearer than this to where it is not smooth, so that no difference is wrong
+
+
+def smooth_problem(*arguments, masks=None, least=KINK, **options):
+    """A problem, of float64 unless said, that is differentiable with a margin around its point.
+
+    masks(problem) are those of its oracle, if any.
+    """
+    options = {"dtype": "float64"} | options
+    for seed in range(500):
+        p = problem(*arguments, seed=seed, **options)
+        _, state, cache = p.oracle(masks and masks(p))
+        bounded = all(np.abs(a).max(initial=0) < 30 for a in by_name(state).values())
+        if bounded and reference.margin(cache) > least:  # not every activation is bounded
+            return p
+    raise RuntimeError("expected a smooth problem among 500, got none")
+
+
+def by_name(state):
+    """The arrays of a state or of its gradient: h0, c0, or h0_l0 and so on."""
+    found = {}
+    for name, part in zip(("h0", "c0"), state, strict=False):
+        found |= ({f"{name}_l{k}": a for k, a in enumerate(part)} if isinstance(part, tuple)
+                  else {name: part})  # fmt: skip
+    return found
+
+
+def tensors(p):
+    """Everything to differentiate by, by name."""
+    return {"x": p.x, **by_name(p.state), **p.layer.params}
+
+
+def moved(p, name, value):
+    """The problem with one of its tensors replaced."""
+    if name in p.layer.params:
+        p.layer.assign({name: value})
+        return p
+    if name == "x":
+        return p._replace(x=value)
+    arrays = iter((by_name(p.state) | {name: value}).values())
+    return p._replace(state=tuple(
+        tuple(next(arrays) for _ in part) if isinstance(part, tuple) else next(arrays)
+        for part in p.state
+    ))  # fmt: skip
+
+
+def dot(a, b):
+    """Scalar product of arrays or of tuples or lists of such."""
+    if isinstance(a, (tuple, list)):
+        return sum(dot(*both) for both in zip(a, b, strict=True))
+    return np.vdot(a, b)
+
+
+def loss(p, y, state):
+    """The linear functional of outputs and final state whose gradient backward gives."""
+    return dot(p.dy, y) + dot(p.dstate, state)
+
+
+def numeric_slope(evaluate, step):
+    """Derivative at 0 of a function of one number: central difference of fourth order."""
+    near = evaluate(step) - evaluate(-step)
+    far = evaluate(2 * step) - evaluate(-2 * step)
+    return (8 * near - far) / (12 * step)
+
+
+def assert_gradients_match_differences(p, gradients, evaluate):
+    """gradients by name; evaluate(problem) -> outputs, final state."""
+    rng = np.random.default_rng(1)
+    kinks = reference.margin(p.oracle()[2]) < np.inf
+    for name, value in tensors(p).items():
+        value = value.copy()
+        along = rng.normal(size=value.shape)
+        along /= np.linalg.norm(along)
+
+        def at(s, name=name, value=value, along=along):
+            q = moved(p, name, value + s * along)
+            return loss(q, *evaluate(q))
+
+        slope = numeric_slope(at, KINK / 50 if kinks else 5e-4)
+        moved(p, name, value)
+        scale = np.linalg.norm(gradients[name]) / np.sqrt(value.size)  # of a typical slope
+        np.testing.assert_allclose(
+            np.vdot(gradients[name], along), slope, rtol=1e-6, atol=1e-6 * scale, err_msg=name
+        )
+
+
+def assert_gradients_close(actual, expected, tolerance):
+    """By name, to a tolerance relative to each tensor's largest."""
+    assert list(actual) == list(expected)
+    for name, value in expected.items():
+        scale = max(1.0, np.abs(value).max(initial=0))
+        np.testing.assert_allclose(
+            actual[name], value, rtol=tolerance, atol=tolerance * scale, err_msg=name
+        )
 
 
 def parts(state):
@@ -92,7 +249,49 @@ def joined(parts):
     return parts if len(parts) == 2 else parts[0]
 
 
+def replayed(p):
+    """The masks of `forward` with rng=7."""
+    return p.forward(rng=7)[2].masks
+
+
+def inside(masks, lengths, steps):
+    """The masks of a call on a list of sequences, over (T, B) as the oracle takes them."""
+    row, time = np.nonzero(np.arange(steps) < np.asarray(lengths)[:, None])
+
+    def spread(name, mask):
+        if name in ("recurrent", "dropconnect"):
+            return mask
+        full = np.zeros((steps, len(lengths), mask.shape[-1]))
+        full[time, row] = mask[:, 0]
+        return full
+
+    return [{name: spread(name, mask) for name, mask in own.items()} for own in masks]
+
+
+def assert_as_the_oracle(p, *, clip_step=None, **options):
+    """Outputs, final state and every gradient, with masks from rng=7, and those of a plain call."""
+    tolerance = 5e-6 if p.layer.dtype == "float32" else 2e-13
+    if p.network.layer_norm:  # which divides by what may be small
+        tolerance *= 10
+    y, state, tape = p.forward(rng=7, **options)
+    y_expected, state_expected, _ = p.oracle(tape.masks)
+    assert_close(y, y_expected, tolerance)
+    assert_close(state, state_expected, tolerance)
+    gradients = p.gradients(tape, **({} if clip_step is None else {"clip_step": clip_step}))
+    assert_gradients_close(gradients, p.oracle_gradients(tape.masks, clip_step), 10 * tolerance)
+    y, state = p.infer()  # zoneout by its expectation, nothing dropped
+    y_expected, state_expected, _ = p.oracle()
+    assert_close(y, y_expected, tolerance)
+    assert_close(state, state_expected, tolerance)
+
+
 def assert_close(actual, expected, tolerance):
+    """Arrays, or nested tuples or lists of arrays."""
+    if isinstance(expected, (tuple, list)):
+        assert len(actual) == len(expected)
+        for a, e in zip(actual, expected, strict=True):
+            assert_close(a, e, tolerance)
+        return
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -109,6 +308,13 @@ def assert_same_bits(actual, expected):
 
 def bits(array):
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def refused(error, name, got, call, *arguments, **options):
+    """Assert that a call raises this error with a message "name: expected ..., got ..."."""
+    message = rf"(?s)^{re.escape(name)}\b.*expected .*{re.escape(got)}"
+    with pytest.raises(error, match=message):
+        call(*arguments, **options)
 
 
 def run_python(code, *arguments, **environment):

@@ -1,199 +1,345 @@
 """The recurrent layers in float64 NumPy, written from the equations: the oracle of the tests.
 
-A cell is a pair of functions over one time step of B rows:
-
-    state, cache = cell(ax, ah, *state)            ax = W x + b_ih,  ah = R h + b_hh,  (B, G*H) each
-    dax, dah, dstate = d_cell(cache, *dstate)      dstate: only what bypasses ah
-
-Everything else (products, time, directions, layers) is the same for all cells. Layouts, names and
-gate orders are PyTorch's: LSTM i, f, g, o; GRU r, z, n with the reset gate applied after the
-product. A cache holds the step's gates by name, as `layer.trace` reports them.
+`reference_cells` has one step of each cell; here is what all cells share: time and its masks,
+directions and their merging, layers, and the choice of outputs. Layouts and names are PyTorch's.
 """
 
-import itertools
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from reference_cells import CELLS, activation, margins
 
-
-def sigmoid(a):
-    return np.exp(-np.logaddexp(0.0, -a))
-
-
-def lstm(ax, ah, h, c):
-    """Hochreiter & Schmidhuber 1997, Gers et al. 2000: c' = f c + i g, h' = o tanh(c')."""
-    i, f, g, o = np.split(ax + ah, 4, axis=-1)
-    i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
-    c_new = f * c + i * g
-    h_new = o * np.tanh(c_new)
-    gates = {"input": i, "forget": f, "candidate": g, "output": o, "cell": c_new, "hidden": h_new}
-    return (h_new, c_new), gates | {"c_prev": c}
-
-
-def d_lstm(cache, dh, dc):
-    i, f, g, o = (cache[gate] for gate in ("input", "forget", "candidate", "output"))
-    u = np.tanh(cache["cell"])
-    do = dh * u
-    dc = dc + dh * o * (1 - u * u)
-    da = (dc * g * i * (1 - i), dc * cache["c_prev"] * f * (1 - f), dc * i * (1 - g * g),
-          do * o * (1 - o))  # fmt: skip
-    da = np.concatenate(da, axis=-1)
-    return da, da, (np.zeros_like(dh), dc * f)
-
-
-def gru(ax, ah, h):
-    """Cho et al. 2014, reset after the product: n = tanh(ax_n + r ah_n), h' = (1 - z) n + z h."""
-    (xr, xz, xn), (hr, hz, hn) = np.split(ax, 3, axis=-1), np.split(ah, 3, axis=-1)
-    r, z = sigmoid(xr + hr), sigmoid(xz + hz)
-    n = np.tanh(xn + r * hn)
-    h_new = (1 - z) * n + z * h
-    gates = {"reset": r, "update": z, "candidate": n, "hidden": h_new}
-    return (h_new,), gates | {"hn": hn, "h_prev": h}
-
-
-def d_gru(cache, dh):
-    r, z, n = cache["reset"], cache["update"], cache["candidate"]
-    dn = dh * (1 - z) * (1 - n * n)
-    dr = dn * cache["hn"] * r * (1 - r)
-    dz = dh * (cache["h_prev"] - n) * z * (1 - z)
-    dax = np.concatenate((dr, dz, dn), axis=-1)
-    dah = np.concatenate((dr, dz, dn * r), axis=-1)
-    return dax, dah, (dh * z,)
-
-
-def rnn_tanh(ax, ah, h):
-    """Elman 1990: h' = tanh(ax + ah)."""
-    h_new = np.tanh(ax + ah)
-    return (h_new,), {"hidden": h_new}
-
-
-def d_rnn_tanh(cache, dh):
-    da = dh * (1 - cache["hidden"] ** 2)
-    return da, da, (np.zeros_like(dh),)
-
-
-def rnn_relu(ax, ah, h):
-    """h' = max(ax + ah, 0)."""
-    h_new = np.maximum(ax + ah, 0)
-    return (h_new,), {"hidden": h_new, "preactivation": ax + ah}
-
-
-def d_rnn_relu(cache, dh):
-    da = dh * (cache["hidden"] > 0)
-    return da, da, (np.zeros_like(dh),)
-
-
-CELLS = {
-    "rnn_tanh": (rnn_tanh, d_rnn_tanh),
-    "rnn_relu": (rnn_relu, d_rnn_relu),
-    "gru": (gru, d_gru),
-    "lstm": (lstm, d_lstm),
+GATES = {
+    "rnn": ("hidden",),
+    "gru": ("reset", "update", "candidate"),
+    "lstm": ("input", "forget", "candidate", "output"),
 }
 
 
-def direction(cell, params, suffix, x, state, lengths):
-    """One direction of one layer: x (T, B, I), state of (B, H) arrays -> y (T, B, H), state, cache.
+@dataclass(frozen=True)
+class Network:
+    """What the oracle must know of a layer beside its parameters: the constructor's arguments."""
 
-    The reverse direction walks from T-1 to 0; steps beyond a row's length leave its state alone,
-    so that each row starts at its own last valid step.
+    cell: str  # rnn, gru, lstm
+    input_size: int
+    hidden_size: Any
+    num_layers: int = 1
+    bias: bool = True
+    bidirectional: bool = False
+    merge_mode: str = "concat"
+    go_backwards: bool = False
+    zoneout: float = 0.0
+    clip: float | None = None
+    nonlinearity: Any = "tanh"
+    independent: bool = False
+    proj_size: int = 0
+    peepholes: bool = False
+    coupled: bool = False
+    cell_clip: float | None = None
+    layer_norm: str | None = None
+    activations: Any = None
+    zoneout_cell: float = 0.0
+    reset_after: bool = True
+
+    @property
+    def hidden(self):
+        """One size per layer."""
+        one_size = isinstance(self.hidden_size, int)
+        return (self.hidden_size,) * self.num_layers if one_size else tuple(self.hidden_size)
+
+    @property
+    def widths(self):
+        """Of each layer's h, one direction."""
+        return tuple(self.proj_size or size for size in self.hidden)
+
+    @property
+    def directions(self):
+        return ("", "_reverse")[: 1 + self.bidirectional]
+
+    @property
+    def suffixes(self):
+        return [f"_l{k}{d}" for k in range(len(self.hidden)) for d in self.directions]
+
+    @property
+    def gates(self):
+        return GATES[self.cell]
+
+    @property
+    def activation_of(self):
+        """By gate name, and "cell" for the way out of an LSTM's: name, alpha, beta."""
+        if self.cell == "rnn":
+            return {"hidden": activation(self.nonlinearity)}
+        found = dict.fromkeys(self.gates, "sigmoid") | {"candidate": "tanh"}
+        if self.cell == "lstm":
+            found["cell"] = "tanh"
+        given = self.activations or {}
+        if not isinstance(given, dict):  # as ONNX lists them
+            f, g, *h = given
+            given = dict.fromkeys(self.gates, f) | {"candidate": g}
+            given |= dict(zip(("cell",), h, strict=False))
+        return {gate: activation(a) for gate, a in (found | given).items()}
+
+    def shapes(self):
+        """Names and shapes of all parameters in order."""
+        shapes = {}
+        width = self.input_size
+        for k, (hidden, out) in enumerate(zip(self.hidden, self.widths, strict=True)):
+            rows = (len(self.gates) - self.coupled) * hidden
+            own = {
+                "weight_ih": (rows, width),
+                "weight_hh": (hidden,) if self.independent else (rows, out),
+            }
+            if self.bias:
+                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if self.proj_size:
+                own |= {"weight_hr": (out, hidden)}
+            if self.peepholes:
+                own |= {"weight_peephole": ((3 - self.coupled) * hidden,)}
+            if self.layer_norm == "haste":
+                own |= {"weight_ln_ih": (rows,), "weight_ln_hh": (rows,)}
+                if self.cell == "lstm":
+                    own |= {"weight_ln_c": (hidden,), "bias_ln_c": (hidden,)}
+            if self.layer_norm == "tflite":
+                own |= {"weight_ln": (rows,)}
+            for d in self.directions:
+                shapes |= {f"{name}_l{k}{d}": shape for name, shape in own.items()}
+            width = out * (len(self.directions) if self.merge_mode == "concat" else 1)
+        return shapes
+
+    def state_parts(self):
+        """Per part of the state (h, and an LSTM's c) its size in each layer."""
+        return (self.widths, self.hidden) if self.cell == "lstm" else (self.widths,)
+
+    def state_of(self, make, rows):
+        """A state whose arrays make(D or L*D, rows, size) returns."""
+        ways = len(self.directions)
+        if len(set(self.hidden)) == 1:
+            return tuple(make(ways * len(sizes), rows, sizes[0]) for sizes in self.state_parts())
+        return tuple(
+            tuple(make(ways, rows, size) for size in sizes) for sizes in self.state_parts()
+        )
+
+    def _by_direction(self, state):
+        """Per direction of each layer a tuple of (B, size) arrays."""
+        parts = ([a for layer in part for a in layer] if isinstance(part, tuple) else part
+                 for part in state)  # fmt: skip
+        return dict(zip(self.suffixes, zip(*parts, strict=True), strict=True))
+
+    def _joined(self, states):
+        """The inverse, of a dict by suffix."""
+        ways, parts = len(self.directions), zip(*(states[s] for s in self.suffixes), strict=True)
+        if len(set(self.hidden)) == 1:
+            return tuple(np.stack(part) for part in parts)
+        return tuple(
+            tuple(np.stack(part[k : k + ways]) for k in range(0, len(part), ways)) for part in parts
+        )
+
+
+def direction(net, w, x, state, valid, backwards, masks):
+    """One direction of one layer: x (T, B, I), state of (B, size) arrays -> y, state, cache.
+
+    Steps where valid (T, B) is False leave the state alone and give y = 0, so that each row begins
+    at its own first step, or with `backwards` at its own last. Masks, of this direction: recurrent
+    (B, P); zoneout (T, B, P) and zoneout_cell (T, B, H), 1 where the old value stays, or a number.
     """
-    weight_ih, weight_hh = params["weight_ih" + suffix], params["weight_hh" + suffix]
-    bias_ih, bias_hh = params.get("bias_ih" + suffix, 0.0), params.get("bias_hh" + suffix, 0.0)
-    steps, rows, _ = x.shape
-    order = list(range(steps))[:: -1 if suffix.endswith("_reverse") else 1]
-    valid = np.arange(steps)[:, None, None] < lengths[:, None]  # (T, B, 1)
+    steps = len(x)
+    order = list(range(steps))[:: -1 if backwards else 1]
+    valid = valid[..., None]
     x = np.where(valid, x, 0)
-    y = np.zeros((steps, rows, weight_hh.shape[1]))
-    caches, h_prev = [{}] * steps, np.zeros_like(y)
+    y, records = np.zeros((*x.shape[:2], state[0].shape[-1])), [{}] * steps
     for t in order:
-        h_prev[t] = state[0]
-        ax, ah = x[t] @ weight_ih.T + bias_ih, state[0] @ weight_hh.T + bias_hh
-        new, caches[t] = CELLS[cell][0](ax, ah, *state)
+        h_in = masks["recurrent"] * state[0]
+        new, records[t] = CELLS[net.cell][0](net, w, x[t], h_in, *state)
+        # Zoneout, Krueger et al. 2017.
+        new = [n + k * (s - n) for n, s, k in zip(new, state, kept(masks, t), strict=False)]
+        records[t] |= dict(zip(("hidden", "cell"), new, strict=False))
         state = tuple(np.where(valid[t], n, s) for n, s in zip(new, state, strict=True))
         y[t] = np.where(valid[t], new[0], 0)
-    return y, state, (cell, params, suffix, x, order, valid, caches, h_prev)
+    return y, state, (net, w, order, valid, masks, records)
 
 
-def d_direction(cache, dy, dstate, grads):
-    """dy (T, B, H), dstate a tuple of (B, H) -> dx, dstate; adds to grads."""
-    cell, params, suffix, x, order, valid, caches, h_prev = cache
-    weight_ih, weight_hh = params["weight_ih" + suffix], params["weight_hh" + suffix]
-    dx = np.zeros_like(x)
+def kept(masks, t):
+    """The masks of zoneout at a step, for h and c."""
+    return [m if np.ndim(m) == 0 else m[t] for m in (masks["zoneout"], masks["zoneout_cell"])]
+
+
+def d_direction(cache, dy, dstate, grads, clip_step):
+    """dy (T, B, P), dstate a tuple of (B, size) -> dx, dstate; adds to grads."""
+    net, w, order, valid, masks, records = cache
+    dx = np.zeros((*dy.shape[:2], w["weight_ih"].shape[1]))
     for t in reversed(order):
-        passed_by = tuple(np.where(valid[t], 0, d) for d in dstate)
+        passed_by = [np.where(valid[t], 0, d) for d in dstate]
         dnew = [np.where(valid[t], d, 0) for d in dstate]
         dnew[0] = dnew[0] + np.where(valid[t], dy[t], 0)
-        dax, dah, dold = CELLS[cell][1](caches[t], *dnew)
-        dold = (dold[0] + dah @ weight_hh, *dold[1:])
-        dstate = tuple(d + p for d, p in zip(dold, passed_by, strict=True))
-        dx[t] = dax @ weight_ih
-        grads["weight_ih" + suffix] += dax.T @ x[t]
-        grads["weight_hh" + suffix] += dah.T @ h_prev[t]
-        if "bias_ih" + suffix in grads:
-            grads["bias_ih" + suffix] += dax.sum(axis=0)
-            grads["bias_hh" + suffix] += dah.sum(axis=0)
+        dzoned = [d * k for d, k in zip(dnew, kept(masks, t), strict=False)]
+        dnew = [d - z for d, z in zip(dnew, dzoned, strict=True)]
+        dx[t], dh_in, dold = CELLS[net.cell][1](net, w, records[t], grads, clip_step, *dnew)
+        dold = (dold[0] + masks["recurrent"] * dh_in, *dold[1:])
+        dstate = tuple(sum(ds) for ds in zip(dold, passed_by, dzoned, strict=True))
     return dx, dstate
 
 
-def suffixes(params):
-    """Per layer, the suffixes of its directions: [["_l0", "_l0_reverse"], ["_l1", ...], ...]."""
-    names = [n.removeprefix("weight_ih") for n in params if n.startswith("weight_ih")]
-    layers = [n for n in names if not n.endswith("_reverse")]
-    return [[s for s in (layer, layer + "_reverse") if s in names] for layer in layers]
+def select(y, valid, how, backwards):
+    """The outputs of one direction that `return_` asks for, and the weights (T, B, P) of each."""
+    steps, width = y.shape[0], y.shape[2]
+    valid = np.broadcast_to(valid[..., None], y.shape)
+    if how == "all":
+        return y, None
+    if isinstance(how, int):
+        return y[how - 1 :: how], None
+    weights = np.zeros(y.shape)
+    if steps == 0:
+        return np.zeros(y.shape[1:]), weights
+    if how == "mean":
+        weights += valid / np.maximum(valid.sum(0), 1)
+    elif how == "last":
+        weights[steps - 1 - valid[::-1].argmax(0), *np.ogrid[: y.shape[1], :width]] = 1
+    elif how == "max":  # of equal ones the one read last
+        best = np.where(valid, y, -np.inf)
+        late = best.argmax(0) if backwards else steps - 1 - best[::-1].argmax(0)
+        weights[late, *np.ogrid[: y.shape[1], :width]] = 1
+    weights *= valid
+    return np.where(weights != 0, weights * y, 0).sum(0), weights
 
 
-def forward(cell, params, x, state=None, lengths=None, masks=None):
+def d_select(dy, weights, how, shape):
+    if how == "all":
+        return dy
+    if isinstance(how, int):
+        full = np.zeros(shape)
+        full[how - 1 :: how] = dy
+        return full
+    return np.where(weights != 0, weights * dy, 0)
+
+
+def merge(mode, ys):
+    """Outputs of the directions (Keras' Bidirectional)."""
+    if len(ys) == 1:
+        return ys[0]
+    a, b = ys
+    if mode == "separate":
+        return a, b
+    if mode == "concat":
+        return np.concatenate(ys, axis=-1)
+    return {"sum": a + b, "ave": (a + b) / 2, "mul": a * b}[mode]
+
+
+def d_merge(mode, ys, dy):
+    if len(ys) == 1:
+        return [dy]
+    a, b = ys
+    if mode == "separate":
+        return list(dy)
+    if mode == "concat":
+        return np.split(dy, 2, axis=-1)
+    return {"sum": [dy, dy], "ave": [dy / 2, dy / 2], "mul": [dy * b, dy * a]}[mode]
+
+
+def masks_of(net, layer, d, drawn):
+    """The masks of direction d of a layer, or what stands for them in a call without."""
+    ways = len(net.directions)
+
+    def part(name, default):
+        return np.split(drawn[name], ways, axis=-1)[d] if name in drawn else default
+
+    return {
+        "dropconnect": drawn["dropconnect"][d] if "dropconnect" in drawn else 1.0,
+        "recurrent": drawn["recurrent"][d] if "recurrent" in drawn else 1.0,
+        "zoneout": part("zoneout", net.zoneout),
+        "zoneout_cell": part("zoneout_cell", net.zoneout_cell),
+    }
+
+
+def forward(net, params, x, state=None, lengths=None, masks=None, *, mask=None, return_="all"):
     """The whole network.
 
-    x (T, B, I); state a tuple of (L*D, B, H), zeros if None; lengths (B,), all T if None;
-    masks, one (T, B, D*H) array for every layer but the last, multiplies that layer's output.
-    Returns y (T, B, D*H), the final state, and the cache for `backward`.
+    x (T, B, I). state: a tuple of (L*D, B, size) arrays, or of tuples of (D, B, size) if sizes
+    differ; zeros if None. lengths (B,) or mask (T, B): the valid steps. masks, one dict per layer,
+    as a tape has them: dropconnect, a list of arrays like weight_hh; recurrent (D, B, P); zoneout
+    (T, B, D*P); zoneout_cell (T, B, D*H); dropout, which multiplies the layer's output. Without
+    them zoneout acts by its expectation and nothing is dropped.
+    Returns y, the final state, and the cache for `backward`.
     """
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
     y = np.asarray(x, np.float64)
     steps, rows, _ = y.shape
-    layers = suffixes(params)
-    names = list(itertools.chain(*layers))
-    if state is None:
-        zeros = np.zeros((len(names), rows, params["weight_hh_l0"].shape[1]))
-        state = (zeros, zeros) if cell == "lstm" else (zeros,)
-    lengths = np.full(rows, steps) if lengths is None else np.asarray(lengths)
-    finals, caches = [], {}
-    for depth, layer in enumerate(layers):
-        x, ys = (y if depth == 0 or masks is None else y * masks[depth - 1]), []
-        for suffix in layer:
-            initial = tuple(np.asarray(s, np.float64)[names.index(suffix)] for s in state)
-            y, final, caches[suffix] = direction(cell, params, suffix, x, initial, lengths)
-            ys.append(y)
-            finals.append(final)
-        y = np.concatenate(ys, axis=-1)
-    return y, tuple(np.stack(s) for s in zip(*finals, strict=True)), (params, masks, caches)
+    if lengths is not None:
+        mask = np.arange(steps)[:, None] < np.asarray(lengths)
+    valid = np.ones((steps, rows), bool) if mask is None else np.asarray(mask)
+    state = net.state_of(lambda *shape: np.zeros(shape), rows) if state is None else state
+    initial, finals, layers = net._by_direction(state), {}, []
+    for k in range(len(net.hidden)):
+        drawn = masks[k] if masks else {}
+        last = k == len(net.hidden) - 1
+        caches, ys = [], []
+        for d, way in enumerate(net.directions):
+            suffix, backwards = f"_l{k}{way}", bool(way) or net.go_backwards
+            w = {n.removesuffix(suffix): v for n, v in params.items() if n.endswith(suffix)}
+            own = masks_of(net, k, d, drawn)
+            w["weight_hh"] = w["weight_hh"] * own["dropconnect"]
+            start = tuple(np.asarray(s, np.float64) for s in initial[suffix])
+            y_d, finals[suffix], cache = direction(net, w, y, start, valid, backwards, own)
+            chosen, weights = select(y_d, valid, return_ if last else "all", backwards)
+            caches.append((suffix, cache, weights, y_d.shape))
+            ys.append(chosen)
+        y = merge(net.merge_mode, ys)
+        dropout = drawn.get("dropout") if not last else None
+        y = y if dropout is None else y * dropout
+        layers.append((caches, ys, dropout))
+    return y, net._joined(finals), (net, params, layers, valid, return_)
 
 
-def backward(cache, dy, dstate):
-    """dy (T, B, D*H), dstate a tuple of (L*D, B, H) -> dx, dstate, and grads by name."""
-    params, masks, caches = cache
-    layers = suffixes(params)
-    names = list(itertools.chain(*layers))
-    grads = {name: np.zeros_like(value) for name, value in params.items()}
-    initial = {}
-    for depth in reversed(range(len(layers))):
+def backward(cache, dy, dstate, clip_step=None):
+    """Gradients of y and of the final state, shaped as these -> dx, dstate, and grads by name."""
+    net, params, layers, _, return_ = cache
+    grads, initial = {name: np.zeros_like(value) for name, value in params.items()}, {}
+    dfinal = net._by_direction(dstate)
+    for k in reversed(range(len(layers))):
+        caches, ys, dropout = layers[k]
+        dy = dy if dropout is None else dy * dropout
         dx = 0.0
-        for suffix, part in zip(layers[depth], np.split(dy, len(layers[0]), axis=-1), strict=True):
-            dfinal = tuple(d[names.index(suffix)] for d in dstate)
-            d, initial[suffix] = d_direction(caches[suffix], part, dfinal, grads)
+        for (suffix, run, weights, shape), part in zip(
+            caches, d_merge(net.merge_mode, ys, dy), strict=True
+        ):
+            part = d_select(part, weights, return_ if k == len(layers) - 1 else "all", shape)
+            own = {n.removesuffix(suffix): g for n, g in grads.items() if n.endswith(suffix)}
+            d, initial[suffix] = d_direction(run, part, dfinal[suffix], own, clip_step)
+            own["weight_hh"] *= run[4]["dropconnect"]
             dx = dx + d
-        dy = dx if depth == 0 or masks is None else dx * masks[depth - 1]
-    return dy, tuple(np.stack(s) for s in zip(*(initial[n] for n in names), strict=True)), grads
+        dy = dx
+    return dy, net._joined(initial), grads
+
+
+def runs(cache):
+    """Per direction of each layer its suffix, its cache and the shape of its output."""
+    return [run for caches, _, _ in cache[2] for run in caches]
 
 
 def trace(cache):
     """Gates by layer and direction as `layer.trace` gives them: {"l0": {"hidden": (T, B, H)}}."""
-    _, _, caches = cache
-    private = ("c_prev", "hn", "h_prev", "preactivation")
+    valid = cache[3][..., None]
     return {
         suffix[1:]: {
-            gate: np.stack([step[gate] for step in steps])
-            for gate in steps[0] if gate not in private
+            gate: np.where(valid, np.stack([step[gate] for step in records]), 0)
+            for gate in records[0] if not gate.startswith("_")
         }
-        for suffix, (_, _, _, _, _, _, steps, _) in caches.items()
+        for suffix, (*_, records), _, _ in runs(cache)
     }  # fmt: skip
+
+
+def margin(cache):
+    """The least distance of anything from where the network is not smooth."""
+    net, _, layers, valid, return_ = cache
+    found = [np.inf]
+    for _, (*_, records), _, _ in runs(cache):
+        for t, step in enumerate(records):
+            found += [d[valid[t]].min(initial=np.inf) for d in margins(net, step)]
+    if return_ == "max" and len(valid):
+        for _, (*_, records), _, _ in layers[-1][0]:
+            none = np.full(records[0]["hidden"].shape, -1e9)
+            steps = [np.where(v[:, None], r["hidden"], none)
+                     for v, r in zip(valid, records, strict=True)]  # fmt: skip
+            second, best = np.sort([none, *steps], axis=0)[-2:]
+            found.append((best - second)[valid.any(0)].min(initial=np.inf))
+    return min(found)

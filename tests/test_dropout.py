@@ -44,7 +44,7 @@ def first_masks(cell, x, *, dropout, **options):
             recurrent = 0 * layer.params["weight_hh" + suffix]
             layer.assign({"bias_ih" + suffix: np.full(HIDDEN, 5), "weight_hh" + suffix: recurrent})
     y, _, _ = layer.forward(x)
-    return [(y != 0) / (1 - dropout)]
+    return [{"dropout": (y != 0) / (1 - dropout)}, {}]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -56,7 +56,7 @@ def test_forward_and_backward_with_the_masks(cell, dtype, bidirectional):
                 dtype=dtype)  # fmt: skip
     p = p._replace(layer=layer_like(cell, **options))
     masks = first_masks(cell, p.x, **options)
-    assert 0.6 < (masks[0] != 0).mean() < 0.8
+    assert 0.6 < (masks[0]["dropout"] != 0).mean() < 0.8
     y, state, cache = p.oracle(masks)
     dx, dstate, grads = reference.backward(cache, p.dy, p.dstate)
     y_actual, state_actual, tape = p.forward()
@@ -74,8 +74,8 @@ def test_forward_and_backward_with_the_masks(cell, dtype, bidirectional):
 @pytest.mark.parametrize("cell", CELLS)
 def test_masks_differ_by_step_row_unit_and_call(cell):
     x = np.random.default_rng(0).normal(size=(40, 30, INPUTS))
-    (mask,) = first_masks(cell, x, dropout=0.25, rng=3)
-    kept = mask != 0
+    masks = first_masks(cell, x, dropout=0.25, rng=3)
+    kept = masks[0]["dropout"] != 0
     assert abs(kept.mean() - 0.75) < 0.01  # 19200 draws: standard deviation 0.003
     for axis in range(3):
         assert abs((kept == np.roll(kept, 1, axis)).mean() - 0.625) < 0.02  # 0.75**2 + 0.25**2
@@ -120,7 +120,7 @@ def test_inference_and_single_layers_drop_nothing(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_everything_dropped(cell):
     p = problem(cell, (INPUTS, HIDDEN, 2), dropout=1.0, dtype="float64")
-    y, state, cache = p.oracle([np.zeros((5, 3, HIDDEN))])
+    y, state, cache = p.oracle([{"dropout": np.zeros((5, 3, HIDDEN))}, {}])
     y_actual, state_actual, tape = p.forward()
     assert_close(y_actual, y, 1e-13)
     assert_close(state_actual, state, 1e-13)

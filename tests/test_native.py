@@ -20,7 +20,7 @@ def forward(w=None, x=X, y=None, initial=NOTHING, lengths=None, taped=True):
 
 
 def gradients():
-    return [(np.zeros((1, 20, 4), "f"), np.zeros((1, 20, 5), "f"), None, None)]
+    return [(np.zeros((1, 20, 4), "f"), np.zeros((1, 20, 5), "f"), None, None, None, None)]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import CELLS, LAYERS, assert_close, assert_same_bits
+import reference
+from helpers import CELLS, LAYERS, assert_close, assert_same_bits, joined, problem
+from variants import CELL_VARIANTS, REGULARISED_VARIANTS, TOPOLOGIES, named
 
 INPUTS, H, T, B = 3, 18, 6, 4
 LENGTHS = np.array([6, 0, 3, 1])
@@ -75,3 +77,31 @@ def test_layouts(cell):
     alone = layer.trace(x[0])["l0"]
     for name, values in layer.trace(x)["l0"].items():
         assert_same_bits(values[0], alone[name])
+
+
+def assert_trace_is_the_oracles(p):
+    actual = p.layer.trace(p.x, joined(p.state), mask=p.mask)
+    expected = reference.trace(p.oracle()[2])
+    assert list(actual) == list(expected)
+    for where, gates in expected.items():
+        assert sorted(actual[where]) == sorted(gates)
+        for gate, values in gates.items():
+            assert actual[where][gate].dtype == p.layer.dtype
+            assert_close(actual[where][gate], values, 1e-4 if p.x.dtype == "float32" else 1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("cell", "options"), **named(CELL_VARIANTS + REGULARISED_VARIANTS))
+def test_every_variant(cell, options, dtype):
+    assert_trace_is_the_oracles(
+        problem(cell, (3, 17, 2), steps=6, rows=4, mask="holes", bidirectional=True, dtype=dtype,
+                **options)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_every_topology(cell, topology):
+    options = TOPOLOGIES[topology]
+    assert_trace_is_the_oracles(problem(cell, (3, 17, 2), mask="holes", **options))
+    assert_trace_is_the_oracles(problem(cell, (3, (5, 9)), mask="holes", **options))

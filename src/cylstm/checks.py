@@ -38,6 +38,40 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return x
 
 
+def probability(name: str, value: Any) -> float:
+    """Check a probability below 1."""
+    p = number(name, value, 0, 1)
+    if p == 1:
+        raise ValueError(f"{name}: expected a number from 0 to below 1, got {value!r}")
+    return p
+
+
+def bound(name: str, value: Any) -> float | None:
+    """Check a positive number, or None for no bound."""
+    if value is None:
+        return None
+    x = number(name, value, 0, 1e30)
+    if x == 0:
+        raise ValueError(f"{name}: expected a number above 0, or None, got {value!r}")
+    return x
+
+
+def excludes(name: str, given: Any, other: str, there: bool, value: Any) -> None:
+    """Refuse two arguments that make no sense together."""
+    if given and there:
+        raise ValueError(f"{name}: expected its default with {other}={value}, got {given!r}")
+
+
+def generator(name: str, value: Any) -> np.random.Generator:
+    """Return a random generator: the given one, or a new one of a seed."""
+    try:
+        return np.random.default_rng(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"{name}: expected None, an integer or a numpy.random.Generator, got {value!r}"
+        ) from None
+
+
 def flag(name: str, value: Any) -> bool:
     """Check True or False."""
     if not isinstance(value, (bool, np.bool_)):
@@ -102,8 +136,9 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     itemsize = dtype.itemsize
     if not value.flags.writeable or not value.flags.aligned:
         raise ValueError("out: expected a writeable, aligned array, got one that is not")
-    if (value.shape[-1] > 1 and value.strides[-1] != itemsize) or any(
-        stride % itemsize for stride in value.strides
+    if value.size and (
+        (value.shape[-1] > 1 and value.strides[-1] != itemsize)
+        or any(stride % itemsize for stride in value.strides)
     ):
         raise ValueError(f"out: expected a contiguous last axis, got strides {value.strides}")
     return value
@@ -122,28 +157,15 @@ def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(found, np.int64)
 
 
-def tensors(
-    name: str,
-    value: Any,
-    parts: tuple[str, ...],
-    expected: tuple[int, ...],
-    dtype: np.dtype[Any],
-) -> tuple[Array | None, ...]:
-    """Check a state or its gradient: one array, or a tuple of one per part; None is zeros."""
-    if value is None:
-        return (None,) * len(parts)
-    if len(parts) == 1:
-        value = (value,)
-    elif not isinstance(value, (tuple, list)) or len(value) != len(parts):
+def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:
+    """Check the number of parts of a state: the value itself, or a tuple of several."""
+    if len(expected) == 1:
+        return (value,)
+    if type(value) is tuple and len(value) == len(expected):
+        return value
+    if not isinstance(value, (tuple, list)) or len(value) != len(expected):
         raise TypeError(
-            f"{name}: expected a tuple ({', '.join(parts)}), got "
+            f"{name}: expected a tuple ({', '.join(expected)}), got "
             + (f"{len(value)} values" if isinstance(value, (tuple, list)) else repr(type(value)))
         )
-    found = []
-    for part, v in zip(parts, value, strict=True):
-        if v is not None:
-            v = array(f"{name} {part}", v, dtype)
-            if v.shape != expected:
-                raise ValueError(f"{name} {part}: expected shape {expected}, got {v.shape}")
-        found.append(v)
-    return tuple(found)
+    return tuple(value)

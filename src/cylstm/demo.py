@@ -25,7 +25,8 @@ import numpy as np
 import cylstm
 from cylstm.data import JapaneseVowels, Utterances, load_japanese_vowels
 from cylstm.params import Array
-from cylstm.recurrent import Recurrent, State
+from cylstm.recurrent import Recurrent
+from cylstm.states import State
 
 CELLS: dict[str, type[Recurrent]] = {
     "rnn": cylstm.RNN,

@@ -74,7 +74,7 @@ class Linear(Parameters):
             shapes["bias"] = (self.out_features,)
         super().__init__(shapes, checks.dtype(dtype))
         bound = self.in_features**-0.5
-        self.assign(np.random.default_rng(rng).uniform(-bound, bound, self.flat_params.size))
+        self.assign(checks.generator("rng", rng).uniform(-bound, bound, self.flat_params.size))
 
     def _changed(self) -> None:
         self._frozen: dict[str, Array] = {}
@@ -210,7 +210,7 @@ class Embedding(Parameters):
         self.embedding_dim = checks.size("embedding_dim", embedding_dim)
         shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
         super().__init__(shapes, checks.dtype(dtype))
-        self.assign(np.random.default_rng(rng).normal(size=self.flat_params.size))
+        self.assign(checks.generator("rng", rng).normal(size=self.flat_params.size))
 
     def __call__(self, ids: npt.ArrayLike) -> Array:
         """Output alone; see `forward`."""

@@ -8,76 +8,186 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from cylstm import checks, threads
-from cylstm.kernels import dispatch, sequence
+from cylstm import checks, masks, outputs, states, threads, weights
+from cylstm.batches import Batch
+from cylstm.cells import Activation, Cell
+from cylstm.kernels import sequence
 from cylstm.params import Array, Parameters
+from cylstm.states import Parts, State
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
-
-State = Any  # an array, or for LSTM a tuple (h, c) of arrays
 
 
 class Tape(NamedTuple):
     """What one `forward` keeps for `backward`. Opaque; may be used any number of times."""
 
     layer: Recurrent
+    batch: Batch
     calls: list[sequence.Call]
-    masks: list[Array]
-    padded: bool
-    batched: bool
-    steps: int
-    rows: int
+    #: Random masks of each layer, by name.
+    masks: list[masks.Masks]
+    #: Outputs of both directions of each layer, where backward needs them.
+    both: list[Array | None]
 
 
 class Recurrent(Parameters):
-    """What RNN, LSTM and GRU share. Subclasses say how many gates and which states there are."""
+    """What RNN, LSTM and GRU share. Subclasses say how many gates and which states there are.
+
+    Parameters
+    ----------
+    input_size : int
+        Size I of the input, at least 1.
+    hidden_size : int or tuple of int
+        Size H of the hidden state; a tuple has one for each layer.
+    num_layers : int, default 1
+        Stacked layers, each reading the outputs of the one below.
+    bias : bool, default True
+        Whether there are b_ih and b_hh.
+    batch_first : bool, default False
+        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
+    dropout : float, default 0.0
+        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last.
+    variational : bool, default False
+        Whether that dropout drops the same outputs at every step (Gal and Ghahramani 2016).
+    recurrent_dropout : float, default 0.0
+        Probability in [0, 1) with which `forward` hides a unit of h from the recurrent weights,
+        the same at every step (Gal and Ghahramani 2016); what is left is scaled by 1 / (1 - p).
+    zoneout : float, default 0.0
+        Probability in [0, 1) with which `forward` keeps a unit's h_{t-1} instead of its h_t
+        (Krueger et al. 2017); a plain call mixes both by their probabilities.
+    dropconnect : float, default 0.0
+        Probability in [0, 1) with which `forward` drops an element of weight_hh, the same at
+        every step (Wan et al. 2013; Merity et al. 2018).
+    clip : float, optional
+        Bound of every gate's pre-activation, after its bias; ONNX's `clip`. Default none.
+    bidirectional : bool, default False
+        Also read backwards.
+    merge_mode : {"concat", "sum", "mul", "ave", "separate"}, default "concat"
+        What is made of both directions' outputs, as in Keras; "separate" gives a tuple.
+    go_backwards : bool, default False
+        Read from a row's last step to its first. Outputs are at their original time positions;
+        Keras' are in the order read.
+    dtype : {"float32", "float64"}, default "float32"
+    rng : None, int or numpy.random.Generator, default None
+        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of masks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An argument is not what is said above, or does not go with another; named in the message.
+    """
 
     #: Gates in PyTorch's order, as stacked in the weights.
-    gates: ClassVar[tuple[str, ...]]
+    gates: tuple[str, ...] = ()
     #: The arrays a state consists of.
     states: ClassVar[tuple[str, ...]] = ("h",)
-    #: Where `trace` finds the gates among the kernels' slots.
-    _traced_slots: ClassVar[dict[str, int]] = {}
+    #: Options that only some of the layers have, switched off.
+    proj_size = 0
+    peepholes = coupled = independent = False
+    reset_after = True
+    layer_norm: str | None = None
+    cell_clip: float | None = None
+    zoneout_cell = 0.0
+    #: Whether the candidate's slot is the kernels' first: a GRU's.
+    _candidate_first: ClassVar[bool] = False
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
+        hidden_size: int | Sequence[int],
+        num_layers: int | None = None,
         *,
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        dropconnect: float = 0.0,
+        clip: float | None = None,
         bidirectional: bool = False,
+        merge_mode: str = "concat",
+        go_backwards: bool = False,
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
         self.input_size = checks.size("input_size", input_size)
-        self.hidden_size = checks.size("hidden_size", hidden_size)
-        self.num_layers = checks.size("num_layers", num_layers)
+        self._read_sizes(hidden_size, num_layers)
         self.bias = checks.flag("bias", bias)
         self.batch_first = checks.flag("batch_first", batch_first)
         self.dropout = checks.number("dropout", dropout, 0, 1)
+        self.variational = checks.flag("variational", variational)
+        self.recurrent_dropout = checks.probability("recurrent_dropout", recurrent_dropout)
+        self.zoneout = checks.probability("zoneout", zoneout)
+        self.dropconnect = checks.probability("dropconnect", dropconnect)
+        self.clip = checks.bound("clip", clip)
         self.bidirectional = checks.flag("bidirectional", bidirectional)
         self.num_directions = 2 if bidirectional else 1
-        super().__init__(self._parameter_shapes(), checks.dtype(dtype))
-        self._rng = np.random.default_rng(rng)
-        bound = 1 / math.sqrt(self.hidden_size)
-        self.assign(self._rng.uniform(-bound, bound, self.flat_params.size))
+        self.merge_mode = checks.choice("merge_mode", merge_mode, outputs.MERGE_MODES)
+        self.go_backwards = checks.flag("go_backwards", go_backwards)
+        self._check_options()
+        self._no_state: list[Parts] = [(None,) * len(self.states)] * self.num_layers
+        self.output_sizes = tuple(self.proj_size or h for h in self.hidden_sizes)
+        self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
+        named = {
+            f"{name}_{suffix}": shape
+            for suffix in self._suffixes()
+            for name, shape in weights.shapes(self, weights.depth_of(suffix)).items()
+        }
+        super().__init__(named, checks.dtype(dtype))
+        self._rng = checks.generator("rng", rng)
+        self._initialise()
 
-    def _parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        rows = len(self.gates) * self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {}
-        for suffix in self._suffixes():
-            first = suffix.startswith("l0")
-            width = self.input_size if first else self.num_directions * self.hidden_size
-            shapes[f"weight_ih_{suffix}"] = (rows, width)
-            shapes[f"weight_hh_{suffix}"] = (rows, self.hidden_size)
-            if self.bias:
-                shapes[f"bias_ih_{suffix}"] = (rows,)
-                shapes[f"bias_hh_{suffix}"] = (rows,)
-        return shapes
+    def _read_sizes(self, hidden_size: int | Sequence[int], num_layers: int | None) -> None:
+        if not isinstance(hidden_size, (tuple, list)):
+            self.hidden_size: int | tuple[int, ...] = checks.size("hidden_size", hidden_size)
+            self.num_layers = checks.size("num_layers", 1 if num_layers is None else num_layers)
+            self.hidden_sizes = (self.hidden_size,) * self.num_layers
+            return
+        sizes = tuple(checks.size(f"hidden_size[{i}]", h) for i, h in enumerate(hidden_size))
+        if num_layers is not None and checks.size("num_layers", num_layers) != len(sizes):
+            raise ValueError(
+                f"num_layers: expected {len(sizes)}, the length of hidden_size, got {num_layers}"
+            )
+        self.hidden_size, self.hidden_sizes = sizes, sizes
+        if not sizes:
+            raise ValueError("hidden_size: expected at least one size, got 0: ()")
+        self.num_layers = len(sizes)
+
+    def _check_options(self) -> None:
+        """Refuse what does not go together."""
+        mode = self.merge_mode
+        checks.excludes("variational", self.variational, "dropout", self.dropout == 0, "0")
+        checks.excludes("merge_mode", mode != "concat" and mode, "bidirectional",
+                        not self.bidirectional, "False")  # fmt: skip
+        checks.excludes("merge_mode", mode == "separate" and mode, "num_layers",
+                        self.num_layers > 1, self.num_layers)  # fmt: skip
+        checks.excludes("go_backwards", self.go_backwards, "bidirectional", self.bidirectional,
+                        "True")  # fmt: skip
+        checks.excludes("independent", self.independent, "dropconnect", self.dropconnect > 0,
+                        self.dropconnect)  # fmt: skip
+        checks.excludes("layer_norm", self.layer_norm, "reset_after", not self.reset_after,
+                        "False")  # fmt: skip
+        checks.excludes("proj_size", self.proj_size, "hidden_size",
+                        self.proj_size >= min(self.hidden_sizes), self.hidden_size)  # fmt: skip
+
+    def _initialise(self) -> None:
+        """PyTorch's initial values; those of layer norms are 1 and 0."""
+        parts = []
+        for name, shape in self._shapes.items():
+            size, depth = math.prod(shape), weights.depth_of("l" + name.rpartition("_l")[2])
+            bound = 1 / math.sqrt(self.hidden_sizes[depth])
+            value = weights.initial(name)
+            parts.append(
+                self._rng.uniform(-bound, bound, size) if value is None else np.full(size, value)
+            )
+        self.assign(np.concatenate(parts))
+
+    def _merged(self, depth: int) -> int:
+        """Features of a layer's output."""
+        concatenated = self.merge_mode in ("concat", "separate")
+        return self.output_sizes[depth] * (self.num_directions if concatenated else 1)
 
     def _suffixes(self) -> list[str]:
         """Names of all directions of all layers, in the order of the states' first axis."""
@@ -95,12 +205,25 @@ class Recurrent(Parameters):
 
     # What the kernels need of a cell
 
-    def _cell(self) -> str:
+    def _slots(self) -> dict[str, tuple[int, Activation]]:
+        """Slot and activation of each gate, and of what else has one, in slot order."""
         raise NotImplementedError
 
-    def _slot_bias(self, b_ih: Array, b_hh: Array) -> Array:
-        """Biases in the kernels' slot order; those that are only ever added are added here."""
-        return b_ih + b_hh
+    def _cell(self, suffix: str) -> Cell:
+        return Cell(
+            kind=type(self).__name__.lower(),
+            activations=tuple(activation for _, activation in self._slots().values()),
+            reverse=self.go_backwards or suffix.endswith("_reverse"),
+            clip=self.clip or 0.0,
+            cell_clip=self.cell_clip or 0.0,
+            zone=self.zoneout,
+            zone_c=self.zoneout_cell,
+            coupled=self.coupled,
+            peepholes=self.peepholes,
+            norm=self.layer_norm,
+            reset_before=not self.reset_after,
+            independent=self.independent,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the packed weights, too."""
@@ -117,25 +240,11 @@ class Recurrent(Parameters):
         with self._lock:  # so that a change by another thread is seen whole or not at all
             found = self._packed
             if found is None or (backward and not found[0][0].backward):
-                packed = [self._pack(suffix, backward) for suffix in self._suffixes()]
+                packed = [weights.pack(self, suffix, backward) for suffix in self._suffixes()]
                 d = self.num_directions
                 found = [packed[i : i + d] for i in range(0, len(packed), d)]
                 self._packed = found
         return found
-
-    def _pack(self, suffix: str, backward: bool) -> sequence.Packed:
-        b_ih, b_hh = (
-            self.params.get(f"bias_{which}_{suffix}", np.zeros(len(self.gates) * self.hidden_size))
-            for which in ("ih", "hh")
-        )
-        return sequence.Packed(
-            dispatch.table(self.dtype.name),
-            self._cell(),
-            self.params[f"weight_ih_{suffix}"][None],
-            self.params[f"weight_hh_{suffix}"][None],
-            self._slot_bias(b_ih, b_hh).astype(self.dtype, copy=False)[None, None],
-            backward,
-        )
 
     # Running
 
@@ -145,22 +254,34 @@ class Recurrent(Parameters):
         state: State = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
+        return_: str | int = "all",
         out: Array | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, State]:
-        """Run the layer for inference: no tape, no dropout.
+    ) -> tuple[Any, State]:
+        """Run the layer for inference: no tape, nothing dropped, zoneout's expectation.
 
         Parameters
         ----------
         x : array-like of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched
-            Real numbers of any dtype, cast to the layer's.
+            Real numbers of any dtype, cast to the layer's. Or a list of arrays (T_i, I), one for
+            each row: no padding, no sorting.
         state : array or tuple (h, c) for LSTM, optional
-            Initial state, each (num_layers * num_directions, B, H), or without B if unbatched;
-            default zeros. None in place of h or c is zeros, too.
+            Initial state: h (num_layers * num_directions, B, P), c likewise with H, or without B
+            if unbatched; P is `proj_size` or H. Default zeros; None for h or c is zeros, too. If
+            layers differ in size, h and c are tuples of one (num_directions, B, size) per layer.
         lengths : array-like of int of shape (B,), optional
             Valid steps of each row, 0 to T, in any order; default all. Output beyond a row's
             length is 0, its final state is that of its last valid step, and the reverse
             direction starts there.
+        mask : array-like of bool of shape (T, B), (B, T) or (T,), as x, optional
+            Which steps are read, in place of `lengths`. Others are passed over: the state stays
+            as it is, the output is 0 and x is not looked at.
+        return_ : {"all", "last", "mean", "max"} or int, default "all"
+            Which outputs: of all steps; at each row's last step that is read (``y`` there, so
+            what the reverse direction has read is that step alone); every k-th, ``y[k-1::k]``;
+            the mean or maximum over steps that are read, of each direction before merging, 0 if
+            there are none. Only what is returned is made.
         out : ndarray, optional
             Where to write `y`.
         num_threads : int, optional
@@ -168,7 +289,9 @@ class Recurrent(Parameters):
 
         Returns
         -------
-        y : ndarray of shape (T, B, num_directions * H), laid out as `x`
+        y : ndarray of shape (T, B, num_directions * P), laid out as `x`
+            Of (T // k, B, ...) for every k-th output, (B, ...) for one per row. A list for a
+            list. For `merge_mode` "separate" a tuple (forward, reverse).
         state : ndarray or tuple (h, c)
             Final state, shaped as the initial one.
 
@@ -177,7 +300,7 @@ class Recurrent(Parameters):
         ValueError, TypeError
             An argument's shape, dtype or value does not fit; named in the message.
         """
-        return self._run(x, state, lengths, out, num_threads, False, False)[:2]
+        return self._run(x, state, lengths, mask, return_, out, num_threads)[:2]
 
     def forward(
         self,
@@ -185,18 +308,29 @@ class Recurrent(Parameters):
         state: State = None,
         *,
         lengths: Any = None,
+        mask: Any = None,
+        return_: str | int = "all",
+        checkpoint: int | str | None = None,
+        rng: Rng = None,
         out: Array | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, State, Tape]:
-        """Run the layer for training: with dropout between layers, keeping a tape.
+    ) -> tuple[Any, State, Tape]:
+        """Run the layer for training: with dropout, zoneout and the like, keeping a tape.
 
-        The output has the same bits as that of a plain call, unless there is dropout. The tape
+        The output has the same bits as that of a plain call, unless something is random. The tape
         refers to `x` without copying it: do not overwrite it before `backward`.
 
         Parameters
         ----------
-        x, state, lengths, out, num_threads
+        x, state, lengths, mask, return_, out, num_threads
             As for a plain call.
+        checkpoint : int or "sqrt", optional
+            Keep the state every so many steps, or sqrt(T), instead of the tape, which `backward`
+            then makes again piece by piece (Chen et al. 2016): the same bits for one more
+            forward pass. Rounded up to a multiple of the kernels' chunk, ceil(256 / B) steps or
+            so. See `workspace_nbytes` for what it saves.
+        rng : int or numpy.random.Generator, optional
+            Source of this call's masks; the same int gives the same ones. Default the layer's.
 
         Returns
         -------
@@ -210,92 +344,133 @@ class Recurrent(Parameters):
         ValueError, TypeError
             As a plain call.
         """
-        y, final, calls, masks, shape = self._run(
-            x, state, lengths, out, num_threads, True, self.dropout > 0
+        checkpoint = self._interval(checkpoint)
+        generator = self._rng if rng is None else checks.generator("rng", rng)
+        return self._run(
+            x, state, lengths, mask, return_, out, num_threads, True, checkpoint, generator
         )
-        return y, final, Tape(self, calls, masks, lengths is not None, *shape)
 
     def _run(
         self,
         x: Any,
         state: State,
         lengths: Any,
-        out: Array | None,
-        num_threads: int | None,
-        taped: bool,
-        drop: bool,
-    ) -> tuple[Array, State, list[sequence.Call], list[Array], tuple[bool, int, int]]:
+        mask: Any = None,
+        return_: str | int = "all",
+        out: Array | None = None,
+        num_threads: int | None = None,
+        taped: bool = False,
+        checkpoint: int | str | None = None,
+        rng: np.random.Generator | None = None,
+        record: bool = False,
+    ) -> tuple[Any, State, Any]:
         n_threads = threads.number(num_threads)
-        x = checks.array("x", x, self.dtype)
-        batched = x.ndim == 3
-        if not (batched or x.ndim == 2) or x.shape[-1] != self.input_size:
-            raise ValueError(
-                f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
-                f"with I = input_size = {self.input_size}, got {x.shape}"
-            )
-        y, y_shape = out, (*x.shape[:-1], self.num_directions * self.hidden_size)
-        if y is not None:
-            checks.out(y, y_shape, self.dtype)
-        elif self.batch_first or not batched:
-            y = np.empty(y_shape, self.dtype)
-        y_inside = None if y is None else self._inward(y, batched)
-        x = self._inward(x, batched)
-        steps, rows, _ = x.shape
-        if lengths is not None:
-            lengths = checks.lengths(lengths, rows, steps)
-        initial = self._states_in("state", state, rows, batched)
-        weights = self._weights(taped)
-        calls, masks, finals = [], [], []
-        for layer in range(self.num_layers):
-            last = layer == self.num_layers - 1
-            h0 = self._of_layer(initial, layer)
-            x, final, call = sequence.forward(
-                weights[layer], x, y_inside if last else None, h0, lengths, taped, n_threads
-            )
+        batch = Batch(x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_)
+        if rng is not None and self.variational and batch.ragged:
+            raise ValueError("x: expected an array with variational=True, got a list")
+        x, y_inside = batch.x, outputs.place(self, out, batch)
+        initial = states.inward(self, "state", state, batch)
+        calls: list[sequence.Call] = []
+        drawings: list[masks.Masks] = []
+        kept: list[Array | None] = []
+        finals = []
+        for depth, directions in enumerate(self._weights(taped)):
+            last = depth == self.num_layers - 1
+            asked: dict[str, Any] = {}
+            if taped:
+                drawn = {} if rng is None else masks.of_layer(self, depth, batch, rng)
+                asked = self._asked(batch, drawn, checkpoint, record)
+                drawings.append(drawn)
+                directions = self._dropped(depth, drawn, directions)
+            both, final, call = sequence.forward(
+                directions, x, y_inside if last else None, initial[depth], batch.lengths, taped,
+                n_threads, batch.extras(last, asked) if asked or not batch.plain else None,
+            )  # fmt: skip
             finals.append(final)
+            x = outputs.join(self, both, batch if last else None)
             if taped:
                 calls.append(call)
-                if drop and not last:
-                    masks.append(self._dropout_mask(x.shape))
-                    x = x * masks[-1]
-        states = self._states_out(finals, batched)
-        return x if y is None else y, states, calls, masks, (batched, steps, rows)
+                kept.append(both if self.merge_mode == "mul" else None)
+                if rng is not None and self.dropout and not last:
+                    drawn["dropout"] = masks.between(self, x.shape, rng)
+                    x = x * drawn["dropout"]
+        y = outputs.result(self, x, batch, out, y_inside)
+        tape = Tape(self, batch, calls, drawings, kept) if taped else None
+        return y, states.outward(self, finals, batch), tape
+
+    def _dropped(
+        self, depth: int, drawn: masks.Masks, directions: list[sequence.Packed]
+    ) -> list[sequence.Packed]:
+        """Weights of one layer with elements of weight_hh dropped, if any are."""
+        if "dropconnect" not in drawn:
+            return directions
+        return [
+            weights.pack(self, f"l{depth}{d}", True, mask)
+            for d, mask in zip(self._directions(), drawn["dropconnect"], strict=True)
+        ]
+
+    @staticmethod
+    def _interval(checkpoint: int | str | None) -> int | str | None:
+        if checkpoint is None or isinstance(checkpoint, str):
+            return checkpoint and checks.choice("checkpoint", checkpoint, ("sqrt",))
+        return checks.size("checkpoint", checkpoint)
+
+    def _asked(
+        self, batch: Batch, drawn: masks.Masks, checkpoint: int | str | None, record: bool
+    ) -> dict[str, Any]:
+        """Collect what one layer's call asks of the kernels besides a plain pass."""
+        names = {"recurrent": "recurrent", "zoneout": "zone_h", "zoneout_cell": "zone_c"}
+        found = {names[name]: mask for name, mask in drawn.items() if name in names}
+        if checkpoint is not None:
+            steps = math.isqrt(max(0, batch.steps - 1)) + 1 if checkpoint == "sqrt" else checkpoint
+            found["checkpoint"] = steps
+        if record:
+            found["record"] = True
+        return found
 
     def trace(
-        self, x: Any, state: State = None, *, lengths: Any = None
+        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None
     ) -> dict[str, dict[str, Array]]:
         """Run the layer as a plain call does and return what went on inside.
 
         Parameters
         ----------
-        x, state, lengths
-            As for a plain call.
+        x, state, lengths, mask
+            As for a plain call; x is an array.
 
         Returns
         -------
         dict of str to dict of str to ndarray
             For each layer and direction ("l0", "l0_reverse", "l1", ...), arrays of shape
-            (T, B, H), laid out as `x`, at original time positions, zero beyond a row's length:
-            every activated gate by name (LSTM "input", "forget", "candidate", "output"; GRU
-            "reset", "update", "candidate"), "hidden", and for LSTM "cell".
+            (T, B, H), laid out as `x`, at original time positions, zero at steps that are not
+            read: every activated gate by name (LSTM "input", "forget", "candidate", "output";
+            GRU "reset", "update", "candidate"), its pre-activation, before any clip, as
+            "<gate>_preactivation" (RNN: "hidden_preactivation"), "hidden", and for LSTM "cell".
         """
-        _, _, calls, _, (batched, steps, rows) = self._run(
-            x, state, lengths, None, None, True, False
-        )
-        traces: dict[str, dict[str, Array]] = {}
-        for i, suffix in enumerate(self._suffixes()):
-            call, direction = calls[i // self.num_directions], i % self.num_directions
-            slots, c, h, time, row = call.recorded(direction)
-            named = {name: slots[:, slot] for name, slot in self._traced_slots.items()}
-            named["hidden"] = h
-            if c is not None:
-                named["cell"] = c
-            traces[suffix] = {}
-            for name, entries in named.items():
-                full = np.zeros((steps, rows, self.hidden_size), self.dtype)
-                full[time, row] = entries
-                traces[suffix][name] = self._outward(full, batched)
-        return traces
+        tape = self._run(x, state, lengths, mask, taped=True, record=True)[2]
+        if tape.batch.ragged:
+            raise ValueError("x: expected an array, got a list")
+        return {suffix: self._recorded(tape, i) for i, suffix in enumerate(self._suffixes())}
+
+    def _recorded(self, tape: Tape, index: int) -> dict[str, Array]:
+        """Everything of one direction of one layer, by name."""
+        call, batch = tape.calls[index // self.num_directions], tape.batch
+        slots, before, c, h, time, row = call.recorded(index % self.num_directions)
+        named: dict[str, Array] = {}
+        for name, (slot, _) in self._slots().items():
+            if name in self.gates:
+                named[name] = slots[:, slot]
+                named[f"{name}_preactivation"] = slots[:, before + slot]
+        if self.coupled:
+            named["forget"] = 1 - named["input"]
+        named["hidden"] = h
+        if c is not None:
+            named["cell"] = c
+        for name, entries in named.items():
+            full = np.zeros((batch.steps, batch.rows, entries.shape[1]), self.dtype)
+            full[time, row] = entries
+            named[name] = batch.outward(full)
+        return named
 
     def backward(
         self,
@@ -303,8 +478,9 @@ class Recurrent(Parameters):
         dy: Any,
         dstate: State = None,
         *,
+        clip_step: float | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Array, State]:
+    ) -> tuple[Any, State]:
         """Propagate gradients back through one `forward`, adding to `grads`.
 
         Parameters
@@ -312,16 +488,19 @@ class Recurrent(Parameters):
         tape : Tape
             From this layer's `forward`.
         dy : array-like shaped as y, or None
-            Gradient of the output; None is zeros. Ignored beyond a row's length.
+            Gradient of the output; None is zeros. Ignored at steps that were not read.
         dstate : array or tuple (dh, dc) for LSTM, optional
-            Gradient of the final state; default zeros.
+            Gradient of the final state, shaped as it; default zeros.
+        clip_step : float, optional
+            Bound of the gradient of every gate's pre-activation at every step, as Graves (2013)
+            did against exploding gradients. Default none: the gradient is exact.
         num_threads : int, optional
             Most threads to use; never changes a bit of the result.
 
         Returns
         -------
         dx : ndarray shaped as x
-            Zero beyond a row's length.
+            Zero at steps that were not read. A list for a list.
         dstate : ndarray or tuple (dh, dc)
             Gradient of the initial state.
 
@@ -332,48 +511,53 @@ class Recurrent(Parameters):
 
         Notes
         -----
-        Backpropagation through time (Werbos 1990), exact: nothing is truncated or clipped.
+        Backpropagation through time (Werbos 1990). Where the maximum over time was returned, its
+        gradient goes to the step that reached it, the one read last if there were several.
         """
         if not isinstance(tape, Tape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         if tape.layer is not self:
             raise ValueError("tape: expected one of this layer, got one of another layer")
-        n_threads = threads.number(num_threads)
-        steps, rows, batched = tape.steps, tape.rows, tape.batched
+        n_threads, bound = threads.number(num_threads), checks.bound("clip_step", clip_step) or 0.0
+        batch = tape.batch
         if dy is not None:
-            width = self.num_directions * self.hidden_size
-            expected: tuple[int, ...] = (steps, width)
-            if batched:
-                expected = (rows, steps, width) if self.batch_first else (steps, rows, width)
-            dy = checks.shape("dy", checks.array("dy", dy, self.dtype), expected)
-            dy = self._inward(dy, batched)
-        dfinal = self._states_in("dstate", dstate, rows, batched)
+            dy = outputs.gradient(self, dy, batch)
+        dfinals = states.inward(self, "dstate", dstate, batch)
         gradient = np.zeros_like(self.flat_params)
         views = self.split(gradient)
-        dinitials: list[tuple[Array, ...]] = []
-        for layer in reversed(range(self.num_layers)):
-            width = tape.calls[layer].x.shape[2]
-            dx = [
-                self._empty(steps, rows, width, batched and layer == 0, tape.padded)
-                for _ in range(self.num_directions)
-            ]
+        dinitials: list[Parts] = []
+        for depth in reversed(range(self.num_layers)):
+            drawn, both = tape.masks[depth], None
+            if dy is not None:
+                if "dropout" in drawn:
+                    dy = dy * drawn["dropout"]
+                both = outputs.part(
+                    self, dy, batch if depth == self.num_layers - 1 else None, tape.both[depth]
+                )
+            dx = [self._room(batch, depth) for _ in range(self.num_directions)]
+            dropped = drawn.get("dropconnect", [None] * self.num_directions)
+            directions = list(zip(self._directions(), dropped, strict=True))
+            into = [weights.gradients(self, views, f"l{depth}{d}", mask) for d, mask in directions]
             dinitial = sequence.backward(
-                tape.calls[layer],
-                dy,
-                self._of_layer(dfinal, layer),
-                dx,
-                [self._gradients(views, f"l{layer}{d}") for d in self._directions()],
-                n_threads,
+                tape.calls[depth], both, dfinals[depth], dx, into, n_threads, bound
             )
+            for found, (d, mask) in zip(into, directions, strict=True):
+                weights.add_rest(self, views, f"l{depth}{d}", found, mask)
             dinitials.insert(0, dinitial)
             if self.bidirectional:
                 dx[0] += dx[1]
             dy = dx[0]
-            if layer > 0 and tape.masks:
-                dy *= tape.masks[layer - 1]
         with self._lock:
             self.flat_grads += gradient
-        return self._outward(dy, batched), self._states_out(dinitials, batched)
+        return batch.x_outward(dy), states.outward(self, dinitials, batch)
+
+    def _room(self, batch: Batch, depth: int) -> Array:
+        """Room for dx, in memory order of the caller's layout if he will see it."""
+        width = self.input_sizes[depth]
+        if depth == 0:
+            return batch.empty(batch.x.shape[0], width, self.dtype, batch.padded)
+        make = np.zeros if batch.padded else np.empty
+        return make((*batch.x.shape[:2], width), self.dtype)
 
     def workspace_nbytes(
         self,
@@ -381,16 +565,21 @@ class Recurrent(Parameters):
         rows: int = 1,
         *,
         training: bool = False,
+        checkpoint: int | str | None = None,
         num_threads: int | None = None,
     ) -> int:
         """Bytes a call on a (T, B, I) input needs beside parameters, outputs and gradients.
 
         Parameters
         ----------
-        steps, rows : int
-            T and B, at least 0.
+        steps : int
+            T.
+        rows : int, default 1
+            B.
         training : bool, default False
-            For `forward` and `backward` together instead of a plain call.
+            Count `forward` and `backward` together instead of a plain call.
+        checkpoint : int or "sqrt", optional
+            As `forward`'s.
         num_threads : int, optional
             As the call's; each thread has scratch of its own.
 
@@ -400,8 +589,10 @@ class Recurrent(Parameters):
             For inference it does not depend on T, but for index tables of 3 integers per step,
             and the outputs between layers. A tape holds per direction, unit (rounded up to whole
             vectors), row and step: LSTM 6 floats (four gates, c, h), GRU 5 (three gates,
-            U_n h + b_hn, h), RNN 2; backward adds a bounded workspace and one copy of the
-            gradients.
+            U_n h + b_hn, h), RNN 2; activations other than tanh, sigmoid and relu, or a clip, add
+            one for each gate, layer norms one ("tflite") or two ("haste"). With checkpoints it
+            is as long as one of their intervals, and there is one state per interval. Backward
+            adds a bounded workspace and one copy of the gradients.
 
         Raises
         ------
@@ -410,72 +601,17 @@ class Recurrent(Parameters):
         """
         steps, rows = checks.size("steps", steps, 0), checks.size("rows", rows, 0)
         n_threads = threads.number(num_threads)
-        forward, backward = [], [0]
-        for weights in self._weights(training):
-            f, b = sequence.workspace(weights, steps, rows, training, n_threads)
+        forward, backward, between = [], [0], [0]
+        checkpoint = self._interval(checkpoint)
+        batch = Batch(np.broadcast_to(self.dtype.type(0), (steps, rows, self.input_size)),
+                      self.input_size, self.dtype, False, None, None, "all")  # fmt: skip
+        extras = batch.extras(True, self._asked(batch, {}, checkpoint, False))
+        for depth, packed in enumerate(self._weights(training)):
+            f, b = sequence.workspace(packed, steps, rows, training, n_threads, extras)
             forward.append(f)
             backward.append(b)
-        between = steps * rows * self.num_directions * self.hidden_size * self.dtype.itemsize
+            if depth < self.num_layers - 1:
+                between.append(steps * rows * self._merged(depth) * self.dtype.itemsize)
         if training:
-            return sum(forward) + max(backward) + between * (self.num_layers - 1)
-        return max(forward) + between * min(2, self.num_layers - 1)
-
-    def _gradients(self, views: dict[str, Array], suffix: str) -> tuple[Array | None, ...]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        found = [views.get(f"{name}_{suffix}") for name in names]
-        return tuple(
-            None if v is None else v[None] if v.ndim == 2 else v[None, None] for v in found
-        )
-
-    def _dropout_mask(self, shape: tuple[int, ...]) -> Array:
-        """Inverted dropout: 0 with probability p, otherwise 1 / (1 - p)."""
-        keep = 1 - self.dropout
-        mask = (self._rng.random(shape, np.float32) < keep).astype(self.dtype)
-        mask *= 1 / keep if keep else 0
-        return mask
-
-    # Layouts: inside, arrays are (T, B, width) and states (L * D, B, H)
-
-    def _inward(self, a: Array, batched: bool) -> Array:
-        if not batched:
-            return a[:, None]
-        return a.swapaxes(0, 1) if self.batch_first else a
-
-    def _outward(self, a: Array, batched: bool) -> Array:
-        if not batched:
-            return a[:, 0]
-        return a.swapaxes(0, 1) if self.batch_first else a
-
-    def _empty(self, steps: int, rows: int, width: int, face: bool, zero: bool) -> Array:
-        """Room for dx, in memory order of the caller's layout if he will see it."""
-        make = np.zeros if zero else np.empty
-        if face and self.batch_first:
-            return make((rows, steps, width), self.dtype).swapaxes(0, 1)
-        return make((steps, rows, width), self.dtype)
-
-    def _states_in(
-        self, name: str, state: State, rows: int, batched: bool
-    ) -> tuple[Array | None, ...]:
-        if state is None:
-            return (None,) * len(self.states)
-        layers = self.num_layers * self.num_directions
-        shape = (layers, rows, self.hidden_size) if batched else (layers, self.hidden_size)
-        found = checks.tensors(name, state, self.states, shape, self.dtype)
-        if batched:
-            return found
-        return tuple([None if s is None else s[:, None] for s in found])
-
-    def _states_out(self, layers: list[tuple[Array, ...]], batched: bool) -> State:
-        """Join the states of all layers."""
-        states: Sequence[Array] = layers[0]
-        if len(layers) > 1:
-            states = [np.concatenate(parts) for parts in zip(*layers, strict=True)]
-        if not batched:
-            states = [s[:, 0] for s in states]
-        return states[0] if len(self.states) == 1 else tuple(states)
-
-    def _of_layer(self, states: tuple[Any, ...], layer: int) -> tuple[Any, ...]:
-        if self.num_layers == 1:
-            return states
-        part = slice(layer * self.num_directions, (layer + 1) * self.num_directions)
-        return tuple([None if s is None else s[part] for s in states])
+            return sum(forward) + max(backward) + sum(between)
+        return max(forward) + sum(sorted(between)[-2:])

@@ -11,7 +11,7 @@ from test_losses import BOTH, INVALID, LENGTHS, case
 from test_optim import CASES, STEPS, gradients
 
 import cylstm
-from cylstm import Linear, clip_grad_norm, cross_entropy
+from cylstm import Linear, clip_grad_norm, clip_grad_value, cross_entropy
 from cylstm.params import Parameters
 
 
@@ -117,3 +117,16 @@ def test_norm_that_is_not_finite(wrong):
     expected = torch.nn.utils.clip_grad_norm_(twin, 1.0).item()
     np.testing.assert_equal(clip_grad_norm(module, 1.0), expected)
     np.testing.assert_array_equal(module.flat_grads, twin.grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("max_value", [0.0, 0.3, 100.0, math.inf])
+def test_clipping_values_is_pytorchs(dtype, max_value):
+    layer = Linear(3, 5, dtype=dtype)
+    layer.flat_grads[...] = gradients(0, layer.flat_grads.size)
+    layer.flat_grads[:3] = [math.inf, -math.inf, math.nan]
+    twin = torch.zeros(layer.flat_grads.size, dtype=getattr(torch, dtype))
+    twin.grad = torch.from_numpy(layer.flat_grads.copy())
+    torch.nn.utils.clip_grad_value_(twin, max_value)
+    clip_grad_value(layer, max_value)
+    np.testing.assert_array_equal(layer.flat_grads, twin.grad)

@@ -17,6 +17,8 @@ OPTIONS = list(itertools.product([1, 2], [False, True], [True, False], [None, (3
 def torch_layer(cell, layer):
     """The torch layer of the same options with the same weights."""
     options = {"nonlinearity": cell[4:]} if cell.startswith("rnn") else {}
+    if cell == "lstm":
+        options["proj_size"] = layer.proj_size
     other = TORCH[cell](
         layer.input_size, layer.hidden_size, layer.num_layers, bias=layer.bias,
         bidirectional=layer.bidirectional, dtype=getattr(torch, layer.dtype.name), **options,
@@ -54,9 +56,21 @@ def close_to_torch(actual, expected, tolerance):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_outputs_and_gradients(cell, dtype, layers, bidirectional, bias, lengths):
+    check(cell, layers, bidirectional, bias, lengths, dtype)
+
+
+@pytest.mark.parametrize(("layers", "bidirectional", "bias", "lengths"), OPTIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("proj_size", [1, 7, 18])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_projections(proj_size, dtype, layers, bidirectional, bias, lengths):
+    check("lstm", layers, bidirectional, bias, lengths, dtype, proj_size=proj_size)
+
+
+def check(cell, layers, bidirectional, bias, lengths, dtype, **options):
     p = problem(
         cell, (6, 19, layers), steps=7, rows=4, lengths=lengths, dtype=dtype,
-        bidirectional=bidirectional, bias=bias,
+        bidirectional=bidirectional, bias=bias, **options,
     )  # fmt: skip
     expected = torch_gradients(p, torch_layer(cell, p.layer))
     y, state, tape = p.forward()
@@ -85,10 +99,13 @@ def test_the_reference_itself(cell, layers, bidirectional, bias, lengths):
         close_to_torch(actual, wanted, 1e-13)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("cell", CELLS)
-def test_state_dicts_go_both_ways_without_loss(cell, bias):
-    p, q = (problem(cell, (6, 19, 2), seed=s, bidirectional=True, bias=bias) for s in (0, 1))
+STATE_DICTS = [(cell, {"bias": bias}) for cell in CELLS for bias in (True, False)]
+STATE_DICTS.append(("lstm", {"proj_size": 7}))
+
+
+@pytest.mark.parametrize(("cell", "options"), STATE_DICTS)
+def test_state_dicts_go_both_ways_without_loss(cell, options):
+    p, q = (problem(cell, (6, 19, 2), seed=s, bidirectional=True, **options) for s in (0, 1))
     other = torch_layer(cell, p.layer)
     assert list(other.state_dict()) == list(p.layer.params)
     q.layer.load_state_dict(other.state_dict())

@@ -5,6 +5,14 @@ cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept
     return ((count * itemsize + 63) // 64 | 1) * 64 // itemsize
 
 
+cdef inline Py_ssize_t chunk_of(Py_ssize_t rows) noexcept nogil:
+    """Steps of a chunk of backward. Chunks start at multiples of it: sums depend on them."""
+    return max(1, CHUNK_ENTRIES // max(1, rows))
+
+
+PICKS = {"all": ALL, "every": EVERY, "last": LAST, "mean": MEAN, "max": MAX}
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class Call:
@@ -14,45 +22,124 @@ cdef class Call:
     cdef Level *level
     cdef Py_ssize_t *row        # (rows) place of each sorted row in the caller's batch
     cdef Py_ssize_t *length     # (rows) its steps
-    cdef Arena arena            # what the pointers in seq point into, as do weights and x
+    cdef Arena arena            # what the pointers in seq point into, as do weights, x and extras
     cdef list weights
+    cdef object extras
+    cdef Call forward_call      # whose arena a backward call points into, too
     cdef readonly object x
+    # Checkpoints: states before every `window` steps, from which backward makes the tape again
+    cdef Py_ssize_t window      # 0: the tape is kept
+    cdef char *saved_h[2]       # (windows, rows, blocks * lanes)
+    cdef char *saved_c[2]
 
-    def __init__(self, list weights, cnp.ndarray x not None, cnp.ndarray y not None, lengths,
-                 bint taped):
+    def __init__(self, list weights, cnp.ndarray x not None, lengths, bint taped, extras):
         cdef Packed packed = packed_of(weights, 0)
-        cdef Py_ssize_t itemsize = packed.level.itemsize, d, width, slots
+        cdef Py_ssize_t itemsize = packed.level.itemsize, d
         cdef Sequence *s
-        cdef View x_view, y_view
+        cdef View view
         self.weights, self.directions, self.level = weights, len(weights), packed.level
-        self.x, self.arena = x, Arena()
+        self.x, self.arena, self.extras = x, Arena(), extras
         if cnp.PyArray_NDIM(x) != 3:
             raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
-        look(&x_view, x, itemsize, steps, rows, packed.w.inputs, "x")
-        look(&y_view, y, itemsize, steps, rows, self.directions * packed.w.hidden, "y", True)
+        look(&view, x, itemsize, steps, rows, packed.w.inputs, "x")
+        if extras is not None and extras.starts is not None:
+            rows = lengths.shape[0]
+            steps = lengths.max() if rows else 0
         for d in range(self.directions):
             s = &self.seq[d]
             packed = packed_of(weights, d)
-            s.w = packed.w
-            s.steps, s.rows = steps, rows
-            s.x, s.y = x_view.data, y_view.data + d * s.w.hidden * itemsize
-            if packed.level != self.level or s.w.inputs != self.seq[0].w.inputs \
-                    or s.w.hidden != self.seq[0].w.hidden or (taped and not packed.backward):
+            s.w, s.plain = packed.w, packed.w.plain
+            s.steps, s.rows, s.x = steps, rows, view.data
+            if packed.level != self.level or not alike(&s.w, &self.seq[0].w) \
+                    or (taped and not packed.backward):
                 raise ValueError("weights: expected directions packed alike, for the tape if any")
         self.order_rows(lengths)
+        if extras is not None:
+            self.read_extras(taped)
+        starts = None if extras is None else extras.starts
         for d in range(self.directions):
             s = &self.seq[d]
-            s.x_row, s.x_step = self.place(d, &x_view), x_view.outer // itemsize
-            s.y_row, s.y_step = self.place(d, &y_view), y_view.outer // itemsize
-            if d:
-                s.x_step, s.y_step = -s.x_step, -s.y_step
-            width = s.w.blocks * self.level.lanes * itemsize
-            s.ring = -1 if taped else 1
-            slots = times((steps if taped else 1) + 1, rows)
-            s.h = self.arena.room(slots, width)
-            s.c = self.arena.room(slots, width) if s.w.cell == LSTM else NULL
-            s.tape = self.arena.room(times(s.first[steps], s.w.slots), width) if taped else NULL
+            s.x_row = self.place(d, &view, starts, "starts")
+            s.x_step = self.stride(d, &view)
+            self.make_room(d, taped and self.window == 0, steps)
+
+    cdef int make_room(self, Py_ssize_t d, bint taped, Py_ssize_t steps) except -1:
+        """States, and for so many steps the tape."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, slots, entries = 0, t
+        s.w.slots, s.w.kept, s.w.normed = s.w.summed, 0, 0
+        if taped and (s.w.kinks or (self.extras is not None and self.extras.record)):
+            s.w.kept = s.w.slots
+            s.w.slots += s.w.gates
+        if s.w.norm != NONE:
+            s.w.normed = s.w.slots
+            s.w.slots += s.w.gates * (2 if s.w.norm == OF_PRODUCTS else 1)
+        s.ring = -1 if taped else 1
+        slots = times((steps if taped else 1) + 1, s.rows)
+        s.h = self.arena.room(slots, s.w.out_blocks * vector)
+        s.c = self.arena.room(slots, s.w.blocks * vector) if s.w.cell == LSTM else NULL
+        s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
+        s.tape = s.scales = NULL
+        if taped:
+            for t in range(0, s.steps, max(1, steps)):
+                entries = max(entries, s.first[min(t + steps, s.steps)] - s.first[t])
+            s.tape = self.arena.room(times(entries, s.w.slots), s.w.blocks * vector)
+            if s.w.norm != NONE:
+                s.scales = self.arena.room(entries, 4 * self.level.itemsize)
+        return 0
+
+    cdef int read_extras(self, bint taped) except -1:
+        """Masks, and which outputs are asked for."""
+        cdef Py_ssize_t d, steps = self.seq[0].steps, rows = self.seq[0].rows, chunk
+        cdef Py_ssize_t itemsize = self.level.itemsize
+        cdef Sequence *s
+        extras = self.extras
+        for d in range(self.directions):
+            s = &self.seq[d]
+            s.pick, s.every = PICKS[extras.pick], extras.every
+            if extras.every < 1:
+                raise ValueError(f"every: expected at least 1, got {extras.every}")
+            if extras.mask is not None:
+                s.time = self.times_of(d, extras.mask)
+            if s.pick > EVERY:
+                s.pooled = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize,
+                                           True)
+            if extras.recurrent is not None:
+                s.h_mask = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize)
+                self.copy_rows_in(d, s.h_mask, extras.recurrent, s.w.outputs, "recurrent mask")
+            self.look_zone(d, extras.zone_h, s.w.outputs, &s.zone_h, &s.zone_h_row,
+                           &s.zone_h_step)
+            self.look_zone(d, extras.zone_c, s.w.hidden, &s.zone_c, &s.zone_c_row,
+                           &s.zone_c_step)
+            if s.pick != ALL or s.h_mask != NULL or s.zone_h != NULL or s.zone_c != NULL \
+                    or extras.record:
+                s.plain = False
+        if taped and extras.checkpoint:
+            chunk = chunk_of(rows)
+            self.window = (min(extras.checkpoint, max(1, steps)) + chunk - 1) // chunk * chunk
+            for d in range(self.directions):
+                s = &self.seq[d]
+                chunk = times((steps + self.window - 1) // self.window, rows)
+                self.saved_h[d] = <char *>self.arena.room(
+                    chunk, s.w.out_blocks * self.level.lanes * itemsize)
+                if s.w.cell == LSTM:
+                    self.saved_c[d] = <char *>self.arena.room(
+                        chunk, s.w.blocks * self.level.lanes * itemsize)
+        return 0
+
+    cdef int look_zone(self, Py_ssize_t d, array, Py_ssize_t width, void **base, Py_ssize_t **row,
+                       Py_ssize_t *step) except -1:
+        """A mask laid out as y."""
+        cdef View view
+        if array is None:
+            return 0
+        look(&view, array, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
+             cnp.PyArray_DIM(self.x, 1), self.directions * width, "zoneout mask")
+        base[0] = view.data + d * width * self.level.itemsize
+        row[0] = self.place(d, &view, self.extras.starts, "starts")
+        step[0] = self.stride(d, &view)
+        return 0
 
     cdef int order_rows(self, lengths) except -1:
         """Sort rows by length, longest first and stable; count those running at each step."""
@@ -91,150 +178,309 @@ cdef class Call:
             first[t + 1] = first[t] + active[t]
         for b in range(self.directions):
             self.seq[b].active, self.seq[b].first = active, first
+            self.seq[b].length = self.length
         return 0
 
-    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view) except NULL:
-        """Elements from the start of a (T, B, ...) array to each sorted row's step 0."""
-        cdef Py_ssize_t b, rows = self.seq[0].rows
-        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(rows, sizeof(Py_ssize_t))
+    cdef Py_ssize_t *times_of(self, Py_ssize_t d, mask) except NULL:
+        """The times of each sorted row's steps, in the order they are read."""
+        cdef const cnp.uint8_t[:, ::1] valid = mask
+        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n
+        cdef Py_ssize_t *time = <Py_ssize_t *>self.arena.room(times(rows, steps),
+                                                              sizeof(Py_ssize_t))
+        if valid.shape[0] != steps or valid.shape[1] != rows:
+            raise ValueError(f"mask: expected shape {(steps, rows)}, got {mask.shape}")
         for b in range(rows):
-            at[b] = self.row[b] * view.inner
-            if d:
+            n = 0
+            for t in range(steps):
+                if valid[t, self.row[b]]:
+                    if n < self.length[b]:
+                        time[b * steps + (self.length[b] - 1 - n if self.seq[d].w.reverse
+                                          else n)] = t
+                    n += 1
+            if n != self.length[b]:
+                raise ValueError(f"lengths: expected those of mask, {n}, got {self.length[b]}")
+        return time
+
+    cdef Py_ssize_t stride(self, Py_ssize_t d, View *view) noexcept:
+        """Elements from step to step of a row."""
+        cdef Py_ssize_t step = view.outer // self.level.itemsize
+        return -step if self.seq[d].w.reverse and self.seq[d].time == NULL else step
+
+    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view, starts, str name,
+                           bint at_zero=False) except NULL:
+        """Elements from the start of a (T, B, ...) array to each sorted row's step 0, or time 0.
+
+        With `starts` it is a (sum of T, 1, ...) array in which the rows follow each other.
+        """
+        cdef Py_ssize_t b, rows = self.seq[0].rows, total = cnp.PyArray_DIM(self.x, 0)
+        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(rows, sizeof(Py_ssize_t))
+        cdef const cnp.int64_t[::1] first
+        cdef bint back = self.seq[d].w.reverse and self.seq[d].time == NULL and not at_zero
+        if starts is not None:
+            first = starts
+            if first.shape[0] != rows:
+                raise ValueError(f"{name}: expected {rows} values, got {first.shape[0]}")
+        for b in range(rows):
+            if starts is None:
+                at[b] = self.row[b] * view.inner
+            else:
+                if not 0 <= first[self.row[b]] <= total - self.length[b]:
+                    raise ValueError(f"{name}: expected rows within {total} steps")
+                at[b] = first[self.row[b]] * view.outer
+            if back:
                 at[b] += max(0, self.length[b] - 1) * view.outer
             at[b] //= self.level.itemsize
         return at
 
-    cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, str name) except -1:
-        """Sorted and padded rows from a (D, B, H) array; None is zeros."""
+    cdef int look_outputs(self, array, str name, bint written, View *view) except -1:
+        """Check y or dy, which picking every k-th step makes shorter."""
+        cdef Sequence *s = &self.seq[0]
+        cdef Py_ssize_t outer = cnp.PyArray_DIM(self.x, 0), inner = cnp.PyArray_DIM(self.x, 1)
+        cdef Py_ssize_t b
+        if s.pick == EVERY:
+            outer = outer // s.every
+            if self.extras.starts is not None:
+                outer = 0
+                for b in range(s.rows):
+                    outer += self.length[b] // s.every
+        look(view, array, self.level.itemsize, outer, inner, self.directions * s.w.outputs, name,
+             written)
+        return 0
+
+    cdef int outputs_at(self, Py_ssize_t d, View *view, void **base, Py_ssize_t **row,
+                        Py_ssize_t *step) except -1:
+        """Where one direction's y or dy is."""
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, b
-        cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
+        base[0] = view.data + d * s.w.outputs * self.level.itemsize
+        starts = None if self.extras is None else self.extras.starts
+        if s.pick == EVERY:
+            starts = self.extras.y_starts
+        row[0] = self.place(d, view, starts, "y_starts", s.pick == EVERY)
+        step[0] = view.outer // self.level.itemsize if s.pick == EVERY else self.stride(d, view)
+        return 0
+
+    cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, Py_ssize_t size,
+                          str name) except -1:
+        """Sorted and padded rows from a (D, B, size) array; None is zeros."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
+        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
         cdef View view
         memset(base, 0, s.rows * width)
         if array is not None:
-            look(&view, array, itemsize, self.directions, s.rows, s.w.hidden, name)
+            look(&view, array, itemsize, self.directions, s.rows, size, name)
             for b in range(s.rows):
                 memcpy(<char *>base + b * width,
-                       view.data + d * view.outer + self.row[b] * view.inner,
-                       s.w.hidden * itemsize)
+                       view.data + d * view.outer + self.row[b] * view.inner, size * itemsize)
         return 0
 
-    cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, str name,
+    cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, Py_ssize_t size, str name,
                            Py_ssize_t ring) except -1:
         """The reverse, from slot `length & ring` of each row."""
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, b
-        cdef Py_ssize_t width = s.w.blocks * self.level.lanes * itemsize
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
+        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
         cdef View view
-        look(&view, array, itemsize, self.directions, s.rows, s.w.hidden, name, True)
+        look(&view, array, itemsize, self.directions, s.rows, size, name, True)
         for b in range(s.rows):
             memcpy(view.data + d * view.outer + self.row[b] * view.inner,
                    <char *>base + ((self.length[b] & ring) * s.rows + b) * width,
-                   s.w.hidden * itemsize)
+                   size * itemsize)
         return 0
 
-    cdef Call again(self, dy, list dx):
+    cdef int checkpoint(self, Py_ssize_t step, bint restore) except -1:
+        """Save the states before `step`, or bring them back into slot 0."""
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, d
+        cdef Sequence *s
+        for d in range(self.directions):
+            s = &self.seq[d]
+            self.swap(d, s.h, self.saved_h[d], step, s.w.out_blocks * vector, restore)
+            if s.c != NULL:
+                self.swap(d, s.c, self.saved_c[d], step, s.w.blocks * vector, restore)
+        return 0
+
+    cdef void swap(self, Py_ssize_t d, void *states, char *saved, Py_ssize_t step,
+                   Py_ssize_t width, bint restore) noexcept:
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t b
+        saved += step // self.window * s.rows * width
+        if restore:
+            memcpy(states, saved, s.rows * width)
+            return
+        for b in range(s.rows):
+            memcpy(saved + b * width,
+                   <char *>states + ((min(step, self.length[b]) & s.ring) * s.rows + b) * width,
+                   width)
+
+    cdef Call again(self, dy, list dx, double clip_step):
         """A copy for one backward pass, with gradients where the outputs were."""
         cdef Call call = Call.__new__(Call)
-        cdef Arena arena = Arena()
-        cdef Py_ssize_t itemsize = self.level.itemsize, d, entries, width, vector
+        cdef Py_ssize_t d
         cdef Sequence *s
-        cdef View view
-        call.arena, call.weights, call.directions, call.level = arena, self.weights, \
+        call.arena, call.weights, call.directions, call.level = Arena(), self.weights, \
             self.directions, self.level
-        call.row, call.length, call.x = self.row, self.length, self.x
-        vector = self.level.lanes * itemsize
+        call.row, call.length, call.x, call.extras = self.row, self.length, self.x, self.extras
+        call.window, call.forward_call = self.window, self
         for d in range(self.directions):
             call.seq[d] = self.seq[d]
             s = &call.seq[d]
-            width = s.w.blocks * vector
-            entries = max(CHUNK_ENTRIES, s.rows)
-            s.d_x = arena.room(times(entries, s.w.gates), width)
-            s.d_h = arena.room(times(entries, s.w.gates), width) if s.w.cell == GRU else s.d_x
-            s.x_stride = odd_lines(s.w.inputs, itemsize)
-            s.h_stride = odd_lines(s.w.hidden, itemsize)
-            s.x_copy = arena.room(times(entries, s.x_stride), itemsize)
-            s.h_copy = arena.room(times(entries, s.h_stride), itemsize)
-            s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
-            s.dh = arena.room(s.rows, width)
-            s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
-            s.dw_ih = arena.room(times(s.w.gates, s.w.inputs), width, True)
-            s.dw_hh = arena.room(times(s.w.gates, s.w.hidden), width, True)
-            s.db_ih = arena.room(s.w.gates, width, True)
-            s.db_hh = arena.room(s.w.gates, width, True) if s.w.cell == GRU else NULL
-            look(&view, dx[d], itemsize, s.steps, s.rows, s.w.inputs, "dx", True)
-            s.dx, s.dx_row = view.data, call.place(d, &view)
-            s.dx_step = (-view.outer if d else view.outer) // itemsize
-            s.y = NULL
-            if dy is not None:
-                look(&view, dy, itemsize, s.steps, s.rows, self.directions * s.w.hidden, "dy")
-                s.y, s.y_row = view.data + d * s.w.hidden * itemsize, call.place(d, &view)
-                s.y_step = (-view.outer if d else view.outer) // itemsize
+            call.saved_h[d], call.saved_c[d] = self.saved_h[d], self.saved_c[d]
+            s.y, s.best, s.pooled, s.clip_step = NULL, s.pooled, NULL, clip_step
+            s.plain = s.plain and clip_step == 0
+            if self.window:
+                call.make_room(d, True, self.window)
+            call.make_gradient_room(d)
+            call.look_gradients(d, dy, dx[d])
         return call
 
-    cdef int add_gradients(self, Py_ssize_t d, tuple gradients) except -1:
-        """Add the packed gradients of one direction to (dw_ih, dw_hh, db_ih, db_hh)."""
+    cdef int make_gradient_room(self, Py_ssize_t d) except -1:
         cdef Sequence *s = &self.seq[d]
-        cdef Weights *w = &s.w
-        cdef Level *level = self.level
-        cdef Py_ssize_t size = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
-        cdef View ih, hh, b_ih, b_hh
-        dw_ih, dw_hh, db_ih, db_hh = gradients
-        look(&ih, dw_ih, level.itemsize, 1, size, w.inputs, "dw_ih", True)
-        look(&hh, dw_hh, level.itemsize, 1, size, w.hidden, "dw_hh", True)
-        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn, ih.data)
-        level.unpack_add(s.dw_hh, w.hidden, w.hidden, w.gates, 0, hh.data)
-        if db_ih is not None:
-            look(&b_ih, db_ih, level.itemsize, 1, 1, size, "db_ih", True)
-            look(&b_hh, db_hh, level.itemsize, 1, 1, size, "db_hh", True)
-            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, b_ih.data)
-            level.unpack_add(s.db_ih if s.db_hh == NULL else s.db_hh, w.hidden, 1, w.gates, 0,
-                             b_hh.data)
+        cdef Arena arena = self.arena
+        cdef Py_ssize_t itemsize = self.level.itemsize, vector = self.level.lanes * itemsize
+        cdef Py_ssize_t width = s.w.blocks * vector, out_width = s.w.out_blocks * vector
+        cdef Py_ssize_t entries = max(CHUNK_ENTRIES, s.rows)
+        s.d_x = arena.room(times(entries, s.w.gates), width)
+        s.d_h, s.d_h_gates = s.d_x, s.w.gates
+        s.db_hh = NULL
+        if s.w.cell == GRU or s.w.norm == OF_PRODUCTS:
+            s.d_h_gates = 2 if s.w.reset_before else s.w.gates
+            s.d_h = arena.room(times(entries, s.d_h_gates), width)
+        if s.w.cell == GRU and not s.w.reset_before:
+            s.db_hh = arena.room(s.w.gates, width, True)
+        s.x_stride = odd_lines(s.w.inputs, itemsize)
+        s.h_stride = odd_lines(s.w.outputs, itemsize)
+        s.x_copy = arena.room(times(entries, s.x_stride), itemsize)
+        s.h_copy = arena.room(times(entries, s.h_stride), itemsize)
+        s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
+        s.dh = arena.room(s.rows, out_width)
+        s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
+        s.dw_ih = arena.room(times(s.w.gates, s.w.inputs), width, True)
+        s.db_ih = arena.room(s.w.gates, width, True)
+        s.dw_hh = arena.room(times(s.w.h_products * s.w.h_gates, s.w.outputs), width, True)
+        if s.w.w_2 != NULL:
+            s.d_2 = arena.room(entries, out_width)
+            s.d_second = arena.room(s.rows, width)
+            s.second_stride = odd_lines(s.w.hidden, itemsize)
+            s.second_copy = arena.room(times(entries, s.second_stride), itemsize)
+            s.dw_2 = arena.room(s.w.hidden, out_width, True)
+        if s.w.singles:
+            s.d_singles = arena.room(times(entries, s.w.singles), width)
+            s.d_single = arena.room(s.w.singles, width, True)
         return 0
+
+    cdef int look_gradients(self, Py_ssize_t d, dy, dx) except -1:
+        cdef Sequence *s = &self.seq[d]
+        cdef View view
+        starts = None if self.extras is None else self.extras.starts
+        look(&view, dx, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
+             cnp.PyArray_DIM(self.x, 1), s.w.inputs, "dx", True)
+        s.dx, s.dx_row = view.data, self.place(d, &view, starts, "starts")
+        s.dx_step = self.stride(d, &view)
+        if dy is None:
+            return 0
+        if s.pick > EVERY:
+            s.d_pooled = self.arena.room(
+                s.rows, s.w.out_blocks * self.level.lanes * self.level.itemsize)
+            self.copy_rows_in(d, s.d_pooled, dy, s.w.outputs, "dy")
+        else:
+            self.look_outputs(dy, "dy", False, &view)
+            self.outputs_at(d, &view, &s.dy, &s.dy_row, &s.dy_step)
+        return 0
+
+    cdef int add_gradients(self, Py_ssize_t d, tuple gradients) except -1:
+        """Add one direction's to (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single); None is left."""
+        cdef Weights *w = &self.seq[d].w
+        cdef Sequence *s = &self.seq[d]
+        cdef Level *level = self.level
+        cdef Py_ssize_t turn = 2 if w.cell == GRU else 0, k, size
+        cdef char *into
+        expect("gradients", gradients, 6)
+        dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single = gradients
+        into = self.look_gradient(dw_ih, w.gates * w.hidden, w.inputs, "dw_ih")
+        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn, into)
+        if w.h_products:
+            into = self.look_gradient(dw_hh, w.gates * w.hidden, w.outputs, "dw_hh")
+            size = w.blocks * level.lanes * w.outputs * level.itemsize
+            for k in range(w.h_products):
+                level.unpack_add(<char *>s.dw_hh + k * size, w.hidden, w.outputs, w.h_gates, 0,
+                                 into + k * w.hidden * w.outputs * level.itemsize)
+            if w.reset_before:
+                level.unpack_add(s.dw_2, w.hidden, w.outputs, 1, 0,
+                                 into + 2 * w.hidden * w.outputs * level.itemsize)
+            elif w.w_2 != NULL:
+                into = self.look_gradient(dw_hr, w.outputs, w.hidden, "dw_hr")
+                level.unpack_add(s.dw_2, w.outputs, w.hidden, 1, 0, into)
+        if db_ih is not None:
+            into = self.look_gradient(db_ih, 1, w.gates * w.hidden, "db_ih")
+            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, into)
+            into = self.look_gradient(db_hh, 1, w.gates * w.hidden, "db_hh")
+            if s.db_hh == NULL:
+                level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, into)
+            else:
+                level.unpack_add(s.db_hh, w.hidden, 1, w.gates, 0, into)
+        if w.singles:
+            into = self.look_gradient(d_single, 1, w.singles * w.hidden, "d_single")
+            level.unpack_add(s.d_single, w.hidden, 1, w.singles, 0, into)
+        return 0
+
+    cdef char *look_gradient(self, array, Py_ssize_t rows, Py_ssize_t columns,
+                             str name) except NULL:
+        cdef View view
+        look(&view, array, self.level.itemsize, 1, rows, columns, name, True)
+        if rows > 1 and view.inner != columns * self.level.itemsize:
+            raise ValueError(f"{name}: expected a contiguous array")
+        return view.data
 
     def recorded(self, Py_ssize_t d):
         """What the tape of direction `d` holds, for inspection.
 
         Returns
         -------
-        tuple of ndarray
-            Activated slots (entries, S, H), c after each entry (entries, H) or None, h likewise,
-            time and row of each entry in the caller's batch.
+        tuple
+            Activated slots (entries, S, H), the slot at which pre-activations start (0: not
+            recorded), c after each entry (entries, H) or None, h likewise (entries, P), time and
+            row of each entry in the caller's batch.
         """
         if not 0 <= d < self.directions or self.seq[d].tape == NULL:
             raise ValueError(f"d: expected a direction with a tape, got {d}")
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b
         cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize
         dtype = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
         cdef cnp.npy_intp shape[4]
         shape[0], shape[1], shape[2], shape[3] = entries, s.w.blocks, s.w.slots, lanes
         slots = cnp.PyArray_SimpleNew(4, shape, dtype)
         memcpy(cnp.PyArray_DATA(slots), s.tape, entries * s.w.blocks * s.w.slots * vector)
-        shape[1] = s.w.blocks * lanes
-        h = cnp.PyArray_SimpleNew(2, shape, dtype)
-        c = cnp.PyArray_SimpleNew(2, shape, dtype) if s.c != NULL else None
         shape[1] = 2
         where = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_INTP)
         cdef Py_ssize_t *at = <Py_ssize_t *>cnp.PyArray_DATA(where)
-        cdef Py_ssize_t width = s.w.blocks * vector
         for t in range(s.steps):
             for b in range(s.active[t]):
-                k = ((t + 1) * s.rows + b) * width
-                memcpy(cnp.PyArray_BYTES(h) + e * width, <char *>s.h + k, width)
-                if s.c != NULL:
-                    memcpy(cnp.PyArray_BYTES(c) + e * width, <char *>s.c + k, width)
-                at[2 * e] = self.length[b] - 1 - t if d else t
+                at[2 * e] = s.time[b * s.steps + t] if s.time != NULL \
+                    else self.length[b] - 1 - t if s.w.reverse else t
                 at[2 * e + 1] = self.row[b]
                 e += 1
         n = s.w.hidden
         slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, s.w.blocks * lanes)
-        slots = slots[:, :, :n]
-        return slots, None if c is None else c[:, :n], h[:, :n], where[:, 0], where[:, 1]
+        h = self.states_after(d, s.h, s.w.out_blocks * lanes)[:, :s.w.outputs]
+        c = self.states_after(d, s.c, s.w.blocks * lanes)[:, :n] if s.c != NULL else None
+        return slots[:, :, :n], s.w.kept, c, h, where[:, 0], where[:, 1]
+
+    cdef cnp.ndarray states_after(self, Py_ssize_t d, void *states, Py_ssize_t width):
+        """The state after each entry."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t t, size = width * self.level.itemsize
+        found = empty(1, s.first[s.steps], width, self.level.itemsize)
+        for t in range(s.steps):
+            memcpy(cnp.PyArray_BYTES(found) + s.first[t] * size,
+                   <char *>states + (t + 1) * s.rows * size, s.active[t] * size)
+        return found[0]
 
     cdef Py_ssize_t work(self):
         """Multiply-adds of one forward pass, saturating."""
         cdef Weights *w = &self.seq[0].w
-        cdef double n = (<double>self.directions * self.seq[0].first[self.seq[0].steps]
-                         * w.gates * w.hidden * (w.inputs + w.hidden))
+        cdef double n = w.gates * w.inputs + w.h_products * w.h_gates * w.outputs
+        if w.w_2 != NULL:
+            n += w.outputs
+        n *= <double>self.directions * self.seq[0].first[self.seq[0].steps] * w.hidden
         return <Py_ssize_t>min(n, 1e18)

@@ -67,24 +67,29 @@ def table(dtype: str, isa: str | None = None) -> Any:
     return import_module(f"cylstm.kernels.level_{isa or in_use()}_{REALS[dtype]}").table
 
 
-def activation(name: str, x: npt.NDArray[Any], isa: str | None = None) -> npt.NDArray[Any]:
-    """Sigmoid or tanh, by the very code the cells use.
+def activation(
+    name: str, x: npt.NDArray[Any], isa: str | None = None, alpha: float = 0.0, beta: float = 0.0
+) -> npt.NDArray[Any]:
+    """Apply an activation of the gates, by the very code the cells use.
 
     Parameters
     ----------
-    name : {"sigmoid", "tanh"}
+    name : str
+        A key of `sequence.ACTIVATIONS`, such as "sigmoid" or "tanh".
     x : ndarray of shape (n,), float32 or float64
     isa : str, optional
         One of `usable`; default the one in use.
+    alpha, beta : float, default 0.0
+        Parameters of those activations that have them.
 
     Returns
     -------
     ndarray of shape (n,)
     """
-    if name not in MAX_ULP:
-        raise ValueError(f"name: expected one of {list(MAX_ULP)}, got {name!r}")
+    if name not in sequence.ACTIVATIONS:
+        raise ValueError(f"name: expected one of {list(sequence.ACTIVATIONS)}, got {name!r}")
     x = np.ascontiguousarray(x)
     y: npt.NDArray[Any] = sequence.activation(
-        table(x.dtype.name, isa), name == "tanh", x.reshape(1, 1, -1)
+        table(x.dtype.name, isa), (name, alpha, beta), x.reshape(1, 1, -1)
     )
     return y.reshape(-1)

@@ -6,67 +6,149 @@ zero weights, so that padding stays zero.
 """
 
 ctypedef enum Cell:
-    RNN_TANH
-    RNN_RELU
+    RNN
     GRU
     LSTM
 
+ctypedef enum Norm:
+    # Layer normalisation: none, of both products (Haste), of every gate's sum (TFLite).
+    NONE
+    OF_PRODUCTS
+    OF_GATES
+
+ctypedef enum Pick:
+    # Which outputs the caller gets.
+    ALL
+    EVERY
+    LAST
+    MEAN
+    MAX
+
+cdef extern from "activations.h":
+    ctypedef struct Activation:
+        int kind
+        double alpha
+        double beta
+
 ctypedef struct Weights:
-    # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o; RNN its one; GRU
-    # n, r, z in input weights and r, z, n in recurrent ones, so that each product writes
-    # neighbouring slots: GRU keeps n (input part), r, z, n (recurrent part) in four.
+    # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o (coupled: i, g, o);
+    # RNN its one; GRU n, r, z in input weights and r, z, n in recurrent ones, so that each product
+    # writes neighbouring slots: GRU keeps n (input part), r, z, n (recurrent part) in four.
     Cell cell
+    bint plain              # nothing below that a textbook cell does not have
+    bint reverse            # reads from a row's last frame to its first
     Py_ssize_t inputs
     Py_ssize_t hidden
+    Py_ssize_t outputs      # size of h: hidden, or the size it is projected to
     Py_ssize_t in_blocks    # ceil(inputs / lanes)
     Py_ssize_t blocks       # ceil(hidden / lanes)
+    Py_ssize_t out_blocks   # ceil(outputs / lanes)
     Py_ssize_t gates        # G: vectors per block in one product
-    Py_ssize_t slots        # S: vectors per block of pre-activations
+    Py_ssize_t summed       # slots that products and biases are summed in
     Py_ssize_t h_slot       # first slot the recurrent product adds to
+    Py_ssize_t h_gates      # vectors per block of one recurrent product: G; 1 if reset before
+    Py_ssize_t h_products   # 1; 2 (r and z) if reset before; 0 without recurrent matrix
     void *w_ih              # (blocks, inputs, G, lanes)
-    void *w_hh              # (blocks, hidden, G, lanes)
-    void *bias              # (blocks, S, lanes)
+    void *w_hh              # (h_products, blocks, outputs, h_gates, lanes)
+    void *bias              # (blocks, summed, lanes)
     void *w_ih_t            # (in_blocks, blocks * G * lanes, lanes); NULL unless backward
-    void *w_hh_t            # (blocks, blocks * G * lanes, lanes); NULL unless backward
+    void *w_hh_t            # (out_blocks, blocks * h_products * h_gates * lanes, lanes); likewise
+    # A step's second product: h from o tanh(c) (projection), or n's from r h (reset before)
+    void *w_2               # (out_blocks, hidden, lanes); NULL if there is none
+    void *w_2_t             # (blocks, out_blocks * lanes, lanes); NULL unless backward
+    # Variants
+    bint coupled            # LSTM: f = 1 - i
+    bint reset_before       # GRU
+    double clip             # bound of gate pre-activations, 0: none
+    double cell_clip
+    double zone             # zoneout of h in inference: probability of keeping the old value
+    double zone_c
+    Norm norm
+    Activation act[5]       # by slot; [4] that of an LSTM's cell state on its way out
+    bint kinks              # some derivative or clip needs the pre-activation
+    # Weights of single units and where they are among them, -1 for none
+    Py_ssize_t singles      # N
+    void *single            # (blocks, N, lanes)
+    Py_ssize_t peephole     # i, f, o (coupled: i, o)
+    Py_ssize_t norm_x       # G, in the order of the input product; of gates: the only ones
+    Py_ssize_t norm_h       # G, in the order of the recurrent product
+    Py_ssize_t norm_c       # weight and bias
+    Py_ssize_t norm_bias    # as `bias`, which is 0 then: added after normalising
+    Py_ssize_t diagonal     # recurrent weights of an IndRNN
+    # Set by a call: what a row's block keeps at one step, in vectors
+    Py_ssize_t slots        # S: all of the following
+    Py_ssize_t kept         # G pre-activations start here; 0: not kept
+    Py_ssize_t normed       # normalised sums start here (of products: G and G, of gates: G)
 
 ctypedef struct Sequence:
     # One direction of one layer in one call. Rows are sorted by length, longest first: the rows
     # still running at a step are the first `active[step]`. Steps count from the row's own start,
-    # which for the reverse direction is its last frame.
+    # which for the reverse direction is its last frame; masked steps are left out.
     Weights w
+    bint plain              # no variant, nothing to record, all outputs
     Py_ssize_t steps
     Py_ssize_t rows
     Py_ssize_t *active      # (steps) rows running
     Py_ssize_t *first       # (steps + 1) running sum of active: index of (step, row 0) in the tape
-    Py_ssize_t *x_row       # (rows) elements from x to a row's step 0
+    Py_ssize_t *length      # (rows)
+    Py_ssize_t *time        # (rows, steps) time of each step of each row if masked, otherwise NULL
+    Py_ssize_t *x_row       # (rows) elements from x to a row's step 0 (masked: time 0)
     Py_ssize_t *y_row       # (rows) likewise in y
-    Py_ssize_t x_step       # elements from step to step in x, negative in reverse
+    Py_ssize_t x_step       # elements from step to step in x, negative in reverse unless masked
     Py_ssize_t y_step
     void *x
-    void *y                 # OUT; in backward the gradient dy, IN, may be NULL
-    # State (slots, rows, blocks * lanes): slot `step & ring` holds the state before `step`;
-    # ring is 1 to keep two slots, -1 to keep steps + 1 for the tape.
+    void *y                 # OUT; may be NULL
+    Pick pick
+    Py_ssize_t every        # EVERY: outputs k - 1, 2 k - 1, ... in time; y_row is at time 0 then
+    void *pooled            # OUT (rows, out_blocks * lanes) for LAST, MEAN, MAX; may be NULL
+    # State (slots, rows, blocks * lanes): slot `(step - base) & ring` holds the state before
+    # `step`; ring is 1 to keep two slots, -1 to keep all from step `base` on for the tape.
     Py_ssize_t ring
+    Py_ssize_t base
     void *h
     void *c                 # LSTM only
-    void *tape              # (first[steps], blocks, S, lanes) activated gates, NULL in inference
+    void *tape              # (entries, blocks, S, lanes) activated gates, NULL in inference
+    void *scales            # (entries, 4) 1 / standard deviation; NULL unless tape and norm
+    void *second            # (rows, blocks * lanes) what the second product reads
+    # Masks
+    void *h_mask            # (rows, out_blocks * lanes) factors of h in recurrent products, or NULL
+    void *zone_h            # 1 where h keeps its old value, or NULL
+    Py_ssize_t *zone_h_row
+    Py_ssize_t zone_h_step
+    void *zone_c
+    Py_ssize_t *zone_c_row
+    Py_ssize_t zone_c_step
     # Backward only
+    double clip_step        # bound of the gradient of pre-activations, 0: none
+    void *dy                # gradient of y, may be NULL
+    Py_ssize_t *dy_row
+    Py_ssize_t dy_step
+    void *d_pooled          # gradient of pooled; MAX: what has not been given to a step yet
+    void *best              # MAX: pooled, as forward left it
     void *dx                # OUT
     Py_ssize_t *dx_row      # as x_row and x_step
     Py_ssize_t dx_step
-    void *dh                # IN/OUT (rows, blocks * lanes) gradient of the state after, then before
-    void *dc                # IN/OUT likewise, LSTM only
+    void *dh                # IN/OUT (rows, out_blocks * lanes) gradient of the state after, then
+    void *dc                # before; (rows, blocks * lanes) likewise, LSTM only
     void *d_x               # (chunk entries, blocks, G, lanes) gradient of input pre-activations
-    void *d_h               # likewise of recurrent ones; the same memory as d_x except for GRU
+    void *d_h               # likewise of recurrent ones (h_products * h_gates vectors a block)
+    Py_ssize_t d_h_gates    # vectors per block of d_h
+    void *d_2               # (chunk entries, out_blocks * lanes) gradient of the second product
+    void *d_second          # (rows, blocks * lanes) gradient of what it reads
+    void *d_singles         # (chunk entries, blocks, N, lanes)
     void *x_copy            # (chunk entries, x_stride) rows of x of this chunk
     void *h_copy            # (chunk entries, h_stride) rows of the state before each step
+    void *second_copy       # (chunk entries, second_stride) what the second product read
     void *dx_copy           # (chunk entries, in_blocks * lanes)
     Py_ssize_t x_stride
     Py_ssize_t h_stride
+    Py_ssize_t second_stride
     void *dw_ih             # IN/OUT as w_ih
     void *dw_hh             # IN/OUT as w_hh
+    void *dw_2              # IN/OUT as w_2
+    void *d_single          # IN/OUT as single
     void *db_ih             # IN/OUT (blocks, G, lanes)
-    void *db_hh             # IN/OUT (blocks, G, lanes); NULL unless GRU: the same as db_ih
+    void *db_hh             # IN/OUT (blocks, G, lanes); NULL unless it differs from db_ih
 
 ctypedef struct Part:
     # What one thread works on: some rows and blocks over one chunk of steps. Entries are the
@@ -77,11 +159,15 @@ ctypedef struct Part:
     Py_ssize_t row1
     Py_ssize_t block0
     Py_ssize_t block1
+    Py_ssize_t out0         # blocks of h; those above if h is not projected
+    Py_ssize_t out1
     Py_ssize_t origin
     void *gates             # inference: (step1 - step0, row1 - row0, blocks, S, lanes)
     void **a                # room for a row pointer per entry
     void **out              # likewise
     void *panel             # backward: room for 4 vectors per entry
+    void *masked            # (row1 - row0, out_blocks * lanes) h times its mask, and back
+    void *lines             # norm: room for 3 rows of blocks
 
 ctypedef struct Level:
     Py_ssize_t lanes
@@ -93,11 +179,13 @@ ctypedef struct Level:
     void (*unpack_add)(const void *packed, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                        Py_ssize_t turn, void *w) noexcept nogil
     void (*project)(const Sequence *s, const Part *p) noexcept nogil
-    void (*forward_step)(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil
-    void (*backward_cell)(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil
-    void (*backward_state)(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil
+    void (*forward_step)(const Sequence *s, const Part *p, Py_ssize_t step,
+                         Py_ssize_t phase) noexcept nogil
+    void (*backward_step)(const Sequence *s, const Part *p, Py_ssize_t step,
+                          Py_ssize_t phase) noexcept nogil
     void (*copy_rows)(const Sequence *s, const Part *p) noexcept nogil
     void (*weight_gradient)(const Sequence *s, const Part *p) noexcept nogil
     void (*input_gradient)(const Sequence *s, const Part *p, Py_ssize_t entry0,
                            Py_ssize_t entry1) noexcept nogil
-    void (*activation)(bint is_tanh, const void *x, void *y, Py_ssize_t n) noexcept nogil
+    void (*activation)(const Activation *act, const void *x, void *y,
+                       Py_ssize_t n) noexcept nogil

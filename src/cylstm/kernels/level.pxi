@@ -3,7 +3,11 @@
 
 from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
-from cylstm.kernels.layout cimport GRU, LSTM, RNN_RELU, Level, Part, Sequence
+from libc.math cimport sqrt
+from cylstm.kernels.layout cimport (
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, Activation, Level,
+    Norm, Part, Sequence,
+)
 
 cdef extern from "simd.h" nogil:
     # Cython only needs to know that these are floating; C knows what they are.
@@ -18,10 +22,19 @@ cdef extern from "simd.h" nogil:
     vec vfma(vec a, vec b, vec c)
     vec vsigmoid(vec x)
     vec vtanh(vec x)
-    vec vrelu(vec x)
-    vec vstep(vec y, vec dy)
+    vec vmax(vec a, vec b)
+    vec vfirst(vec v, Py_ssize_t n)
+    vec vunequal(vec a, vec b, vec v)
+
+cdef extern from "activations.h" nogil:
+    vec vclamp(vec x, vec low, vec high)
+    vec vmix(vec w, vec a, vec b)
+    vec vwithin(vec x, real bound, vec v)
+    vec activate(const Activation *act, vec x)
+    vec d_activate(const Activation *act, vec x, vec y, vec dy)
 
 cdef extern from "tile.h" nogil:
+    const Py_ssize_t FOLD
     ctypedef struct Tile:
         Py_ssize_t depth
         const real **a
@@ -38,16 +51,17 @@ cdef extern from "tile.h" nogil:
     Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
 
+include "states.pxi"
 include "cells.pxi"
 include "products.pxi"
+include "norms.pxi"
+include "packing.pxi"
 
-cdef void activation(bint is_tanh, const void *x, void *y, Py_ssize_t n) noexcept nogil:
-    """y = tanh(x) or sigmoid(x), for tests of the functions the cells use."""
+cdef void activation(const Activation *act, const void *x, void *y, Py_ssize_t n) noexcept nogil:
+    """y = f(x), for tests of the functions the cells use."""
     cdef Py_ssize_t i = 0
-    cdef vec v
     while i < n:
-        v = vload_part(<const real *>x + i, n - i)
-        vstore_part(<real *>y + i, vtanh(v) if is_tanh else vsigmoid(v), n - i)
+        vstore_part(<real *>y + i, activate(act, vload_part(<real *>x + i, n - i)), n - i)
         i += LANES
 
 
@@ -59,8 +73,7 @@ level.pack_transposed = pack_transposed
 level.unpack_add = unpack_add
 level.project = project
 level.forward_step = forward_step
-level.backward_cell = backward_cell
-level.backward_state = backward_state
+level.backward_step = backward_step
 level.copy_rows = copy_rows
 level.weight_gradient = weight_gradient
 level.input_gradient = input_gradient

@@ -1,4 +1,4 @@
-# Packing, and the products over many rows that the register tile makes up.
+# The products over many rows that the register tile makes up, and the steps made of them.
 #
 # One order of summation (tile.h), whatever the split into tiles, slices, chunks, rows or threads:
 # that is the whole of the bit contract.
@@ -54,131 +54,310 @@ cdef inline real *gates_at(const Sequence *s, const Part *p, Py_ssize_t step,
     """The slots of one row at one step: in the tape, or in the part's own scratch."""
     cdef Py_ssize_t size = s.w.blocks * s.w.slots * LANES
     if s.tape != NULL:
-        return <real *>s.tape + (s.first[step] + row) * size
+        return <real *>s.tape + (s.first[step] - s.first[s.base] + row) * size
     return <real *>p.gates + ((step - p.step0) * (p.row1 - p.row0) + row - p.row0) * size
 
 
+cdef inline real *masked_row(const Sequence *s, const Part *p, Py_ssize_t row) noexcept nogil:
+    """Room for a row of h times its mask."""
+    return <real *>p.masked + (row - p.row0) * s.w.out_blocks * LANES
+
+
 cdef void project(const Sequence *s, const Part *p) noexcept nogil:
-    """Slots of the part's steps, rows and blocks: bias + W_ih x."""
-    cdef Py_ssize_t size = s.w.slots * LANES, step, row, n = 0, i, j, at
+    """Slots of the part's steps, rows and blocks: bias + W_ih x; a norm's bias comes later."""
+    cdef Py_ssize_t size = s.w.slots * LANES, bias_size = s.w.summed * LANES
+    cdef Py_ssize_t step, row, n = 0, i, j, at
+    cdef Py_ssize_t start = s.w.normed * LANES if s.w.norm == OF_PRODUCTS else 0
+    cdef bint biased = s.w.norm == NONE
+    cdef const real *init = <real *>s.w.bias + p.block0 * bias_size
     for step in range(p.step0, p.step1):
         for row in range(p.row0, p.row0 + rows_at(s, p, step)):
-            p.a[n] = <real *>s.x + s.x_row[row] + step * s.x_step
+            p.a[n] = <real *>s.x + s.x_row[row] + when(s, step, row) * s.x_step
             p.out[n] = gates_at(s, p, step, row)
             n += 1
     if n == 0:
         return
-    product(<const real **>p.a, 1, <real **>p.out, p.block0 * size, size, n, s.w.inputs,
+    product(<const real **>p.a, 1, <real **>p.out, p.block0 * size + start, size, n, s.w.inputs,
             <real *>s.w.w_ih + p.block0 * s.w.inputs * s.w.gates * LANES,
             s.w.inputs * s.w.gates * LANES, s.w.gates, p.block1 - p.block0,
-            <real *>s.w.bias + p.block0 * size, size)
+            init if biased else zeros, bias_size if biased else 0)
     # What only the recurrent product writes to starts from its bias alone.
-    for j in range(p.block0, p.block1 if s.w.slots > s.w.gates else p.block0):
-        at = (j * s.w.slots + s.w.gates) * LANES
+    for j in range(p.block0, p.block1 if biased and s.w.summed > s.w.gates else p.block0):
+        at = s.w.gates * LANES
         for i in range(n):
-            vstore(<real *>p.out[i] + at, vload(<real *>s.w.bias + at))
+            vstore(<real *>p.out[i] + j * size + at,
+                   vload(<real *>s.w.bias + j * bias_size + at))
+    if s.w.norm == OF_PRODUCTS:
+        norm_inputs(s, p)
 
 
-cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
-    """Add U h to the slots and apply the cell: the state after `step`."""
-    cdef Py_ssize_t gates = s.w.gates, size = s.w.hidden * gates * LANES
-    cdef Py_ssize_t n = rows_at(s, p, step), i, j, done = 0, block, count
+cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step,
+                               bint plain) noexcept nogil:
+    """Add U h to the slots and apply the cell, as far as it goes without a second product."""
+    cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
     cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0)
     for i in range(n):
-        p.a[i] = state(s, s.h, step, p.row0 + i, 0)
+        p.a[i] = state(s, step, p.row0 + i, 0)
         p.out[i] = gates_at(s, p, step, p.row0 + i)
+        if not plain and s.h_mask != NULL:
+            p.a[i] = masked_row(s, p, p.row0 + i)
+            for j in range(s.w.out_blocks):
+                vstore(<real *>p.a[i] + j * LANES, fed(s, step, p.row0 + i, j))
+    if not plain and s.w.norm != NONE:
+        norm_step(s, p, step, n)
+        return
     while n > 0 and done < p.block1 - p.block0:
         count = min(at_once, p.block1 - p.block0 - done)
         # Every other step goes backwards, to find in cache the weights the last one ended with.
         block = p.block1 - done - count if step & 1 else p.block0 + done
-        product(<const real **>p.a, 1, <real **>p.out, (block * s.w.slots + s.w.h_slot) * LANES,
-                s.w.slots * LANES, n, s.w.hidden, <real *>s.w.w_hh + block * size, size, gates,
-                count)
+        for k in range(1 if plain else s.w.h_products):
+            product(<const real **>p.a, 1, <real **>p.out,
+                    (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n,
+                    s.w.outputs, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
+                    count)
         for i in range(n):
             for j in range(block, block + count):
-                forward_block(s, <real *>p.out[i], step, p.row0 + i, j)
+                forward_block(s, <real *>p.out[i] + j * s.w.slots * LANES, step, p.row0 + i, j,
+                              plain)
         done += count
 
 
-cdef inline Py_ssize_t gradient_at(const Sequence *s, const Part *p, Py_ssize_t step,
-                                   Py_ssize_t row) noexcept nogil:
-    """Elements from d_x (or d_h) to one row at one step."""
-    return (s.first[step] - p.origin + row) * s.w.blocks * s.w.gates * LANES
+cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
+    """LSTM: h is a projection of o tanh(c). GRU: n's recurrent part, of r h."""
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j, size = s.w.hidden * LANES
+    cdef bint projects = s.w.cell == LSTM
+    cdef Py_ssize_t out_block = LANES if projects else s.w.slots * LANES
+    cdef const real *init = zeros if projects else NULL
+    cdef real *z
+    for i in range(n):
+        p.a[i] = second(s, p.row0 + i, 0)
+        p.out[i] = state(s, step + 1, p.row0 + i, 0) if projects \
+            else gates_at(s, p, step, p.row0 + i)
+    if n > 0:
+        product(<const real **>p.a, 1, <real **>p.out, p.out0 * out_block, out_block, n,
+                s.w.hidden, <real *>s.w.w_2 + p.out0 * size, size, 1, p.out1 - p.out0,
+                init, 0)
+    for i in range(n):
+        for j in range(p.out0, p.out1):
+            z = <real *>p.out[i] + j * out_block
+            if projects:
+                show(s, step, p.row0 + i, j, vload(z), False)
+            else:
+                gru_output(s, z, step, p.row0 + i, j, vload(z + 2 * LANES), vload(z), False)
 
 
-cdef void backward_cell(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
+cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step,
+                       Py_ssize_t phase) noexcept nogil:
+    """The state after `step`; the team meets between phases."""
+    if phase:
+        second_product(s, p, step)
+    elif s.plain:
+        first_product(s, p, step, True)
+    else:
+        first_product(s, p, step, False)
+
+
+cdef inline Py_ssize_t entry_of(const Sequence *s, const Part *p, Py_ssize_t step,
+                                Py_ssize_t row) noexcept nogil:
+    """Where a (step, row) pair is in the arrays of a chunk."""
+    return s.first[step] - p.origin + row
+
+
+cdef inline void cell_backward(const Sequence *s, const Part *p, Py_ssize_t step,
+                               bint plain) noexcept nogil:
     """Gradients of the pre-activations of `step`."""
-    cdef Py_ssize_t n = rows_at(s, p, step), row, block, at
+    cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry, at
+    cdef real *d_x
+    cdef real *d_h
     for row in range(p.row0, p.row0 + n):
-        at = gradient_at(s, p, step, row)
+        entry = entry_of(s, p, step, row)
         for block in range(p.block0, p.block1):
-            backward_block(s, gates_at(s, p, step, row), <real *>s.d_x + at, <real *>s.d_h + at,
-                           step, row, block)
+            at = entry * s.w.blocks + block
+            d_x = <real *>s.d_x + at * s.w.gates * LANES
+            d_h = <real *>s.d_h + at * s.d_h_gates * LANES
+            backward_block(s, gates_at(s, p, step, row) + block * s.w.slots * LANES, d_x, d_h,
+                           <real *>s.d_singles + at * s.w.singles * LANES, step, row, block,
+                           entry, plain)
+            if s.w.hidden < (block + 1) * LANES:
+                clear_padding(s, d_x, s.w.gates, block)
+                clear_padding(s, d_h, s.d_h_gates, block)
 
 
-cdef void backward_state(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
-    """dh += d_h U: the gradient of the state before `step`."""
-    cdef Py_ssize_t depth = s.w.blocks * s.w.gates * LANES
+cdef void second_output_backward(const Sequence *s, const Part *p,
+                                 Py_ssize_t step) noexcept nogil:
+    """Gradient of what the second product gave."""
+    cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry, at, size
+    cdef vec d
+    for row in range(p.row0, p.row0 + n):
+        entry = entry_of(s, p, step, row)
+        for block in range(p.out0, p.out1):
+            if s.w.cell == LSTM:
+                d = seen(s, step, row, block, False)
+            else:
+                at = (entry * s.w.blocks + block) * s.w.gates
+                d = gru_output_backward(
+                    s, gates_at(s, p, step, row) + block * s.w.slots * LANES,
+                    <real *>s.d_x + at * LANES, step, row, block, False)
+            at = (entry * s.w.out_blocks + block) * LANES
+            vstore(<real *>s.d_2 + at, d)
+            size = s.w.outputs - block * LANES
+            if size < LANES:
+                vstore(<real *>s.d_2 + at, vload_part(<real *>s.d_2 + at, size))
+
+
+cdef void second_input_backward(const Sequence *s, const Part *p,
+                                Py_ssize_t step) noexcept nogil:
+    """Gradient of what the second product read."""
+    cdef Py_ssize_t depth = s.w.out_blocks * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i
     for i in range(n):
-        p.a[i] = <real *>s.d_h + gradient_at(s, p, step, p.row0 + i)
-        p.out[i] = carried(s, s.dh, p.row0 + i, 0)
+        p.a[i] = <real *>s.d_2 + entry_of(s, p, step, p.row0 + i) * depth
+        p.out[i] = d_second(s, p.row0 + i, 0)
     if n > 0:
         product(<const real **>p.a, 1, <real **>p.out, p.block0 * LANES, LANES, n, depth,
-                <real *>s.w.w_hh_t + p.block0 * depth * LANES, depth * LANES, 1,
-                p.block1 - p.block0)
+                <real *>s.w.w_2_t + p.block0 * depth * LANES, depth * LANES, 1,
+                p.block1 - p.block0, zeros, 0)
+
+
+cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
+    """dh += d_h U: the gradient of the state before `step`."""
+    cdef Py_ssize_t depth = s.w.blocks * s.d_h_gates * LANES
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j
+    cdef const real *init = NULL
+    cdef real *carry
+    if n == 0 or s.w.h_products == 0:
+        return
+    if s.h_mask != NULL:
+        init = zeros
+    for i in range(n):
+        p.a[i] = <real *>s.d_h + entry_of(s, p, step, p.row0 + i) * depth
+        p.out[i] = carried_h(s, p.row0 + i, 0) if s.h_mask == NULL \
+            else masked_row(s, p, p.row0 + i)
+    product(<const real **>p.a, 1, <real **>p.out, p.out0 * LANES, LANES, n, depth,
+            <real *>s.w.w_hh_t + p.out0 * depth * LANES, depth * LANES, 1, p.out1 - p.out0,
+            init, 0)
+    for i in range(n if s.h_mask != NULL else 0):
+        for j in range(p.out0, p.out1):
+            carry = carried_h(s, p.row0 + i, j)
+            vstore(carry, vload(carry)
+                   + masked(s, p.row0 + i, j, vload(<real *>p.out[i] + j * LANES)))
+
+
+cdef void backward_step(const Sequence *s, const Part *p, Py_ssize_t step,
+                        Py_ssize_t phase) noexcept nogil:
+    """From the gradient of the state after `step`; the team meets between phases."""
+    if s.w.w_2 != NULL:
+        if phase == 0:
+            second_output_backward(s, p, step)
+            return
+        if phase == 1:
+            second_input_backward(s, p, step)
+        phase -= 1
+    if phase:
+        state_backward(s, p, step)
+    elif s.plain:
+        cell_backward(s, p, step, True)
+    elif s.w.norm != NONE:
+        norm_backward(s, p, step)
+    else:
+        cell_backward(s, p, step, False)
 
 
 cdef void copy_rows(const Sequence *s, const Part *p) noexcept nogil:
     """Rows of x and of the state, gathered in tape order for the weight gradients."""
-    cdef Py_ssize_t step, row, entry
+    cdef Py_ssize_t step, row, entry, j
+    cdef real *h
     for step in range(p.step0, p.step1):
         for row in range(p.row0, p.row0 + rows_at(s, p, step)):
-            entry = s.first[step] - p.origin + row
+            entry = entry_of(s, p, step, row)
             memcpy(<real *>s.x_copy + entry * s.x_stride,
-                   <real *>s.x + s.x_row[row] + step * s.x_step, s.w.inputs * sizeof(real))
-            memcpy(<real *>s.h_copy + entry * s.h_stride, state(s, s.h, step, row, 0),
-                   s.w.hidden * sizeof(real))
+                   <real *>s.x + s.x_row[row] + when(s, step, row) * s.x_step,
+                   s.w.inputs * sizeof(real))
+            h = <real *>s.h_copy + entry * s.h_stride
+            if s.h_mask == NULL:
+                memcpy(h, state(s, step, row, 0), s.w.outputs * sizeof(real))
+                continue
+            for j in range(s.w.out_blocks):
+                vstore_part(h + j * LANES, fed(s, step, row, j), s.w.outputs - j * LANES)
 
 
-cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, const real *rows,
-                Py_ssize_t stride, Py_ssize_t depth, real *dw) noexcept nogil:
+cdef void outer(const Part *p, Py_ssize_t entries, const real *rows, Py_ssize_t stride,
+                Py_ssize_t depth, Py_ssize_t gates, real *dw) noexcept nogil:
     """dw[k] += sum over entries of rows[entry, k] panel[entry]."""
-    cdef Py_ssize_t size = s.w.gates * LANES, k = 0, count, i
+    cdef Py_ssize_t size = gates * LANES, k = 0, count, i
     while k < depth:
         count = min(LISTED, depth - k)
         for i in range(count):
             p.a[i] = <real *>rows + k + i
             p.out[i] = dw + (k + i) * size
         product(<const real **>p.a, stride, <real **>p.out, 0, 0, count, entries,
-                <real *>p.panel, 0, s.w.gates, 1)
+                <real *>p.panel, 0, gates, 1)
         k += count
 
 
-cdef void fill_panel(const Sequence *s, const Part *p, const real *d_gates, Py_ssize_t entries,
-                     Py_ssize_t block) noexcept nogil:
-    """One block's gradients of all entries, side by side."""
-    cdef Py_ssize_t size = s.w.gates * LANES, entry
+cdef void fill_panel(const Part *p, const real *d, Py_ssize_t stride, Py_ssize_t vectors,
+                     Py_ssize_t entries) noexcept nogil:
+    """One block's gradients of all entries, side by side; `stride` in vectors."""
+    cdef Py_ssize_t entry
     for entry in range(entries):
-        memcpy(<real *>p.panel + entry * size, d_gates + (entry * s.w.blocks + block) * size,
-               size * sizeof(real))
+        memcpy(<real *>p.panel + entry * vectors * LANES, d + entry * stride * LANES,
+               vectors * LANES * sizeof(real))
 
 
 cdef void weight_gradient(const Sequence *s, const Part *p) noexcept nogil:
     """Add the chunk's share to the packed gradients of the part's blocks."""
-    cdef Py_ssize_t size = s.w.gates * LANES, block
-    cdef Py_ssize_t entries = s.first[p.step1] - p.origin
+    cdef Py_ssize_t block
     for block in range(p.block0, p.block1):
-        fill_panel(s, p, <real *>s.d_x, entries, block)
-        outer(s, p, entries, <real *>s.x_copy, s.x_stride, s.w.inputs,
-              <real *>s.dw_ih + block * s.w.inputs * size)
-        # A row of ones makes the bias a weight like any other.
-        outer(s, p, entries, &one, 0, 1, <real *>s.db_ih + block * size)
+        input_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
+        recurrent_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
+        if s.w.singles:
+            single_gradient(s, block, s.first[p.step1] - p.origin)
+
+
+cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
+                                Py_ssize_t entries) noexcept nogil:
+    cdef Py_ssize_t gates = s.w.gates, size = gates * LANES
+    fill_panel(p, <real *>s.d_x + block * size, s.w.blocks * gates, gates, entries)
+    outer(p, entries, <real *>s.x_copy, s.x_stride, s.w.inputs, gates,
+          <real *>s.dw_ih + block * s.w.inputs * size)
+    # A row of ones makes the bias a weight like any other.
+    outer(p, entries, &one, 0, 1, gates, <real *>s.db_ih + block * size)
+
+
+cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
+                                    Py_ssize_t entries) noexcept nogil:
+    """Those of U, by separate products where forward has separate ones, and of the second."""
+    cdef Py_ssize_t gates = s.w.h_gates, size = gates * LANES, k
+    for k in range(s.w.h_products):
+        if s.d_h != s.d_x:
+            fill_panel(p, <real *>s.d_h + (block * s.d_h_gates + k) * LANES,
+                       s.w.blocks * s.d_h_gates, gates, entries)
         if s.db_hh != NULL:
-            fill_panel(s, p, <real *>s.d_h, entries, block)
-            outer(s, p, entries, &one, 0, 1, <real *>s.db_hh + block * size)
-        outer(s, p, entries, <real *>s.h_copy, s.h_stride, s.w.hidden,
-              <real *>s.dw_hh + block * s.w.hidden * size)
+            outer(p, entries, &one, 0, 1, gates, <real *>s.db_hh + block * size)
+        outer(p, entries, <real *>s.h_copy, s.h_stride, s.w.outputs, gates,
+              <real *>s.dw_hh + (k * s.w.blocks + block) * s.w.outputs * size)
+    if s.w.w_2 != NULL and block < s.w.out_blocks:
+        fill_panel(p, <real *>s.d_2 + block * LANES, s.w.out_blocks, 1, entries)
+        outer(p, entries, <real *>s.second_copy, s.second_stride, s.w.hidden, 1,
+              <real *>s.dw_2 + block * s.w.hidden * LANES)
+
+
+cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t entries) noexcept nogil:
+    """Weights of single units: sums over the entries, partial ones as in the tile."""
+    cdef Py_ssize_t stride = s.w.blocks * s.w.singles * LANES, which, entry
+    cdef real *at
+    cdef real *total
+    cdef vec part
+    for which in range(s.w.singles):
+        at = <real *>s.d_singles + (block * s.w.singles + which) * LANES
+        total = <real *>s.d_single + (block * s.w.singles + which) * LANES
+        part = vset(0)
+        for entry in range(entries):
+            part = part + vload(at + entry * stride)
+            if entry % FOLD == FOLD - 1 or entry == entries - 1:
+                vstore(total, vload(total) + part)
+                part = vset(0)
 
 
 cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
@@ -194,60 +373,7 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
             depth * LANES, 1, s.w.in_blocks, zeros, 0)
     for step in range(p.step0, p.step1):
         for row in range(s.active[step]):
-            entry = s.first[step] - p.origin + row
+            entry = entry_of(s, p, step, row)
             if entry0 <= entry < entry1:
-                memcpy(<real *>s.dx + s.dx_row[row] + step * s.dx_step,
+                memcpy(<real *>s.dx + s.dx_row[row] + when(s, step, row) * s.dx_step,
                        <real *>s.dx_copy + entry * width, s.w.inputs * sizeof(real))
-
-
-# Natural weights are (G hidden, depth), gates stacked; slot g of a block holds gate
-# (g + turn) mod G.
-
-cdef inline Py_ssize_t natural_row(Py_ssize_t hidden, Py_ssize_t gates, Py_ssize_t turn,
-                                   Py_ssize_t unit, Py_ssize_t slot) noexcept nogil:
-    return (slot + turn) % gates * hidden + unit
-
-
-cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-               Py_ssize_t turn, void *packed) noexcept nogil:
-    """packed (blocks, depth, G, lanes) from w, which it fills except for padding."""
-    cdef Py_ssize_t unit, slot, k
-    cdef const real *row
-    cdef real *into
-    for unit in range(hidden):
-        for slot in range(gates):
-            row = <const real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            into = (<real *>packed + (unit // LANES * depth * gates + slot) * LANES + unit % LANES)
-            for k in range(depth):
-                into[k * gates * LANES] = row[k]
-
-
-cdef void unpack_add(const void *packed, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                     Py_ssize_t turn, void *w) noexcept nogil:
-    """w += the inverse of pack."""
-    cdef Py_ssize_t unit, slot, k
-    cdef real *row
-    cdef const real *come
-    for unit in range(hidden):
-        for slot in range(gates):
-            row = <real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            come = (<const real *>packed + (unit // LANES * depth * gates + slot) * LANES
-                    + unit % LANES)
-            for k in range(depth):
-                row[k] += come[k * gates * LANES]
-
-
-cdef void pack_transposed(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                          Py_ssize_t turn, void *packed) noexcept nogil:
-    """packed (depth blocks, blocks * G * lanes, lanes) from w, except for padding."""
-    cdef Py_ssize_t blocks = (hidden + LANES - 1) // LANES
-    cdef Py_ssize_t unit, slot, k
-    cdef const real *row
-    cdef real *into
-    for unit in range(hidden):
-        for slot in range(gates):
-            row = <const real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            into = (<real *>packed
-                    + ((unit // LANES * gates + slot) * LANES + unit % LANES) * LANES)
-            for k in range(depth):
-                into[k // LANES * blocks * gates * LANES * LANES + k % LANES] = row[k]

@@ -2,8 +2,10 @@ from typing import Any, Final, final
 
 import numpy.typing as npt
 
+from cylstm.cells import Cell, Extras
+
 OPENMP: Final[bool]
-CELLS: Final[dict[str, int]]
+ACTIVATIONS: Final[dict[str, int]]
 
 def cpu_levels() -> list[str]: ...
 def openmp_max_threads() -> int: ...
@@ -18,11 +20,13 @@ class Packed:
     def __init__(
         self,
         table: object,
-        cell: str,
+        cell: Cell,
         w_ih: npt.NDArray[Any],
-        w_hh: npt.NDArray[Any],
+        w_hh: npt.NDArray[Any] | None,
         bias: npt.NDArray[Any],
         backward: bool,
+        w_hr: npt.NDArray[Any] | None = None,
+        single: npt.NDArray[Any] | None = None,
     ) -> None: ...
 
 @final
@@ -33,14 +37,15 @@ class Call:
         self,
         weights: list[Packed],
         x: npt.NDArray[Any],
-        y: npt.NDArray[Any],
         lengths: npt.NDArray[Any] | None,
         taped: bool,
+        extras: Extras | None,
     ) -> None: ...
     def recorded(
         self, d: int
     ) -> tuple[
         npt.NDArray[Any],
+        int,
         npt.NDArray[Any] | None,
         npt.NDArray[Any],
         npt.NDArray[Any],
@@ -55,6 +60,7 @@ def forward(
     lengths: npt.NDArray[Any] | None,
     taped: bool,
     threads: int,
+    extras: Extras | None = None,
 ) -> tuple[npt.NDArray[Any], tuple[npt.NDArray[Any], ...], Call]: ...
 def backward(
     tape: Call,
@@ -63,8 +69,16 @@ def backward(
     dx: list[npt.NDArray[Any]],
     gradients: list[tuple[npt.NDArray[Any] | None, ...]],
     threads: int,
+    clip_step: float = 0,
 ) -> tuple[npt.NDArray[Any], ...]: ...
 def workspace(
-    weights: list[Packed], steps: int, rows: int, taped: bool, threads: int
+    weights: list[Packed],
+    steps: int,
+    rows: int,
+    taped: bool,
+    threads: int,
+    extras: Extras | None = None,
 ) -> tuple[int, int]: ...
-def activation(table: object, is_tanh: bool, x: npt.NDArray[Any]) -> npt.NDArray[Any]: ...
+def activation(
+    table: object, kind: tuple[str, float, float], x: npt.NDArray[Any]
+) -> npt.NDArray[Any]: ...

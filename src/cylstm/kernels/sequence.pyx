@@ -12,7 +12,10 @@ from cpython.pycapsule cimport (
 )
 from cython.parallel cimport parallel, threadid
 from libc.string cimport memcpy, memset
-from cylstm.kernels.layout cimport GRU, LSTM, RNN_RELU, RNN_TANH, Level, Part, Sequence, Weights
+from cylstm.kernels.layout cimport (
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, Activation, Level,
+    Part, Sequence, Weights,
+)
 
 cnp.import_array()
 
@@ -36,6 +39,10 @@ cdef extern from "machine.h" nogil:
     void release(void *block, size_t size)
     void watch_forks()
     bint was_forked()
+
+cdef extern from "activations.h":
+    int SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID
+    int ELU, SOFTSIGN, SOFTPLUS
 
 cdef extern from * nogil:
     """
@@ -72,7 +79,11 @@ cdef extern from * nogil:
 watch_forks()
 
 OPENMP = bool(HAS_OPENMP)
-CELLS = {"rnn_tanh": RNN_TANH, "rnn_relu": RNN_RELU, "gru": GRU, "lstm": LSTM}
+ACTIVATIONS = {
+    "sigmoid": SIGMOID, "tanh": TANH, "relu": RELU, "affine": AFFINE, "leakyrelu": LEAKY_RELU,
+    "thresholdedrelu": THRESHOLDED_RELU, "scaledtanh": SCALED_TANH, "hardsigmoid": HARD_SIGMOID,
+    "elu": ELU, "softsign": SOFTSIGN, "softplus": SOFTPLUS,
+}
 
 
 def cpu_levels():
@@ -99,75 +110,7 @@ cdef Level *level_of(capsule) except NULL:
     return <Level *>PyCapsule_GetPointer(capsule, "cylstm.Level")
 
 
-@cython.final
-@cython.auto_pickle(False)
-cdef class Packed:
-    """Weights of one direction of one layer, packed for one level.
-
-    Parameters
-    ----------
-    table : capsule
-        The level's kernels.
-    cell : str
-        A key of `CELLS`.
-    w_ih : ndarray of shape (1, G * H, I)
-    w_hh : ndarray of shape (1, G * H, H)
-    bias : ndarray of shape (1, 1, S * H)
-        In slot order; see layout.pxd.
-    backward : bool
-        Also pack the transposes that backward needs.
-    """
-    cdef Weights w
-    cdef Level *level
-    cdef object table
-    cdef Arena arena
-    cdef readonly bint backward
-
-    def __init__(self, table, str cell, w_ih, w_hh, bias, bint backward):
-        cdef Level *level = level_of(table)
-        cdef Weights *w = &self.w
-        cdef Py_ssize_t lanes = level.lanes, turn
-        cdef View ih, hh, b
-        self.table, self.level, self.arena, self.backward = table, level, Arena(), backward
-        w.cell = CELLS[cell]
-        w.gates = 4 if w.cell == LSTM else 3 if w.cell == GRU else 1
-        w.slots = 4 if w.cell == GRU else w.gates
-        w.h_slot = 1 if w.cell == GRU else 0
-        w.hidden, w.inputs = w_hh.shape[2], w_ih.shape[2]
-        w.blocks = (w.hidden + lanes - 1) // lanes
-        w.in_blocks = (w.inputs + lanes - 1) // lanes
-        turn = 2 if w.cell == GRU else 0
-        look(&ih, w_ih, level.itemsize, 1, times(w.gates, w.hidden), w.inputs, "w_ih")
-        look(&hh, w_hh, level.itemsize, 1, times(w.gates, w.hidden), w.hidden, "w_hh")
-        look(&b, bias, level.itemsize, 1, 1, times(w.slots, w.hidden), "bias")
-        if (w.inputs > 1 and ih.inner != w.inputs * level.itemsize) \
-                or (w.hidden > 1 and hh.inner != w.hidden * level.itemsize):
-            raise ValueError("w_ih, w_hh: expected contiguous arrays")
-        w.w_ih = self.room(w.blocks * w.gates, w.inputs)
-        level.pack(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih)
-        w.w_hh = self.room(w.blocks * w.gates, w.hidden)
-        level.pack(hh.data, w.hidden, w.hidden, w.gates, 0, w.w_hh)
-        w.bias = self.room(w.blocks * w.slots, 1)
-        level.pack(b.data, w.hidden, 1, w.slots, 0, w.bias)
-        if backward:
-            w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
-            w.w_hh_t = self.room(w.blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(hh.data, w.hidden, w.hidden, w.gates, 0, w.w_hh_t)
-
-    cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
-        """Zeroed memory for vectors * count vectors."""
-        return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
-
-
-cdef Packed packed_of(list weights, Py_ssize_t d):
-    """The weights of one of the 1 or 2 directions."""
-    if weights is None or not 1 <= len(weights) <= 2:
-        raise ValueError("weights: expected a list of 1 or 2 directions")
-    cdef Packed packed = weights[d]
-    if packed is None or packed.level == NULL:
-        raise ValueError(f"weights: expected Packed ones, got {packed!r}")
-    return packed
+include "packed.pxi"
 
 
 cdef int expect(str name, values, Py_ssize_t count) except -1:
@@ -186,7 +129,8 @@ cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
     cdef Py_ssize_t groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
     if groups * call.directions >= threads:
         return groups
-    return min(rows // 8, threads)
+    # A norm needs whole rows.
+    return max(1, min(rows, threads)) if call.seq[0].w.norm != NONE else min(rows // 8, threads)
 
 
 cdef int team_size(Call call, int threads):
@@ -203,7 +147,7 @@ include "timeloop.pxi"
 
 
 def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bint taped,
-            int threads):
+            int threads, extras=None):
     """Run one layer over a batch.
 
     Parameters
@@ -211,113 +155,171 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
     weights : list of Packed
         One per direction.
     x : ndarray of shape (T, B, I)
-    y : ndarray of shape (T, B, D * H) or None
-        OUT; None makes one.
-    initial : tuple of (ndarray of shape (D, B, H) or None)
+    y : ndarray of shape (T, B, D * P) or None
+        OUT; None makes one. With `extras` it may be shorter; made by the caller then.
+    initial : tuple of (ndarray of shape (D, B, P or H) or None)
         h, and c for an LSTM.
     lengths : ndarray of int64 of shape (B,) or None
     taped : bool
         Keep what `backward` needs.
     threads : int
+    extras : cylstm.cells.Extras or None
+        Masks and which outputs are wanted.
 
     Returns
     -------
-    y : ndarray of shape (T, B, D * H)
-    final : tuple of ndarray of shape (D, B, H)
+    y : ndarray
+        Of shape (D, B, P) if pooled over time.
+    final : tuple of ndarray of shape (D, B, P or H)
         As `initial`.
     call : Call
         The tape if `taped`; otherwise of no further use.
     """
     cdef Packed packed = packed_of(weights, 0)
-    cdef Py_ssize_t itemsize = packed.level.itemsize, hidden = packed.w.hidden, d, b, t
-    cdef Py_ssize_t directions = len(weights)
+    cdef Py_ssize_t itemsize = packed.level.itemsize, d
+    cdef Py_ssize_t directions = len(weights), outputs = packed.w.outputs
     cdef Sequence *s
+    cdef View view
     expect("initial", initial, 2 if packed.w.cell == LSTM else 1)
-    if cnp.PyArray_NDIM(x) != 3:
-        raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
-    cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
-    if y is None:
-        y = empty(steps, rows, directions * hidden, itemsize)
-    cdef Call call = Call(weights, x, y, lengths, taped)
+    cdef Call call = Call(weights, x, lengths, taped, extras)
+    s = &call.seq[0]
+    if s.pooled == NULL:
+        if y is None:
+            y = empty(cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), directions * outputs, itemsize)
+        call.look_outputs(y, "y", True, &view)
     for d in range(directions):
         s = &call.seq[d]
-        call.copy_rows_in(d, s.h, initial[0], "initial h")
+        if s.pooled == NULL:
+            call.outputs_at(d, &view, &s.y, &s.y_row, &s.y_step)
+        call.copy_rows_in(d, s.h, initial[0], outputs, "initial h")
         if s.c != NULL:
-            call.copy_rows_in(d, s.c, initial[1], "initial c")
-    cdef Run run
-    cdef int team = team_size(call, threads)
-    if steps > 0 and rows > 0:
-        plan_forward(&run, call, team)
-        go(&run, team, True)
-    h = empty(directions, rows, hidden, itemsize)
-    c = empty(directions, rows, hidden, itemsize) if call.seq[0].c != NULL else None
+            call.copy_rows_in(d, s.c, initial[1], s.w.hidden, "initial c")
+    run_forward(call, threads)
+    h = empty(directions, s.rows, outputs, itemsize)
+    c = empty(directions, s.rows, s.w.hidden, itemsize) if s.c != NULL else None
+    if s.pooled != NULL:
+        y = empty(directions, s.rows, outputs, itemsize)
     for d in range(directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.h, h, "final h", s.ring)
+        call.copy_rows_out(d, s.h, h, outputs, "final h", s.ring)
         if c is not None:
-            call.copy_rows_out(d, s.c, c, "final c", s.ring)
-    if lengths is not None:
-        s = &call.seq[0]
-        for b in range(rows):
-            for t in range(call.length[b], steps):
-                memset(<char *>s.y + (s.y_row[b] + t * s.y_step) * itemsize, 0,
-                       directions * hidden * itemsize)
+            call.copy_rows_out(d, s.c, c, s.w.hidden, "final c", s.ring)
+        if s.pooled != NULL:
+            call.copy_rows_out(d, s.pooled, y, outputs, "y", 0)
+    if s.pooled == NULL and lengths is not None and (extras is None or extras.starts is None):
+        clear_unread(call, &view, None if extras is None else extras.mask)
     return y, ((h,) if c is None else (h, c)), call
 
 
-def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int threads):
+cdef int run_forward(Call call, int threads) except -1:
+    """All steps; with checkpoints in windows, saving the states before each."""
+    cdef Run run
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t step = 0
+    cdef int team = team_size(call, threads)
+    if s.steps == 0 or s.rows == 0:
+        return 0
+    plan_forward(&run, call, team)
+    while step < s.steps:
+        run.step0, run.step1 = step, s.steps
+        if call.window:
+            call.checkpoint(step, False)
+            run.step1 = min(s.steps, step + call.window)
+        go(&run, team, True)
+        step = run.step1
+    return 0
+
+
+cdef int clear_unread(Call call, View *y, mask) except -1:
+    """Outputs of steps that are not read are 0."""
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t width = call.directions * s.w.outputs * call.level.itemsize, b, t
+    cdef Py_ssize_t every = s.every if s.pick == EVERY else 1
+    cdef const cnp.uint8_t[:, ::1] valid
+    if mask is not None:
+        valid = mask
+    for b in range(s.rows):
+        for t in range(0 if mask is not None else call.length[b], s.steps):
+            if (t + 1) % every == 0 and (mask is None or not valid[t, call.row[b]]):
+                memset(y.data + t // every * y.outer + call.row[b] * y.inner, 0, width)
+    return 0
+
+
+def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int threads,
+             double clip_step=0):
     """Propagate gradients through one pass of one layer.
 
     Parameters
     ----------
     tape : Call
         From `forward` with ``taped=True``; unchanged.
-    dy : ndarray of shape (T, B, D * H) or None
-    dfinal : tuple of (ndarray of shape (D, B, H) or None)
+    dy : ndarray shaped as y, or None
+    dfinal : tuple of (ndarray of shape (D, B, P or H) or None)
         Gradient of the final h, and c for an LSTM.
-    dx : list of ndarray of shape (T, B, I)
-        OUT, one per direction; steps beyond a row's length are not written.
-    gradients : list of (dw_ih, dw_hh, db_ih, db_hh)
-        IN/OUT, one tuple per direction, of shapes (1, G * H, I), (1, G * H, H) and twice
-        (1, 1, G * H); added to. The biases' may be None.
+    dx : list of ndarray shaped as x
+        OUT, one per direction; steps that were not read are not written.
+    gradients : list of (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)
+        IN/OUT, one tuple per direction, shaped as what `Packed` takes, except for biases:
+        (1, 1, G * H) each; added to. Those of what there is not, and of biases, may be None.
     threads : int
+    clip_step : float
+        Bound of the gradients of pre-activations at every step; 0 is none.
 
     Returns
     -------
-    tuple of ndarray of shape (D, B, H)
+    tuple of ndarray of shape (D, B, P or H)
         Gradient of the initial h, and c for an LSTM.
     """
     cdef Py_ssize_t d
-    cdef Sequence *s
-    if tape.level == NULL or tape.seq[0].tape == NULL:
+    cdef Sequence *s = &tape.seq[0]
+    if tape.level == NULL or (tape.seq[0].tape == NULL and tape.window == 0):
         raise ValueError("tape: expected a call that kept one")
     expect("dfinal", dfinal, 2 if tape.seq[0].c != NULL else 1)
     expect("dx", dx, tape.directions)
     expect("gradients", gradients, tape.directions)
-    cdef Call call = tape.again(dy, dx)
+    cdef Call call = tape.again(dy, dx, clip_step)
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_in(d, s.dh, dfinal[0], "final dh")
+        call.copy_rows_in(d, s.dh, dfinal[0], s.w.outputs, "final dh")
         if s.c != NULL:
-            call.copy_rows_in(d, s.dc, dfinal[1], "final dc")
-    cdef Run run
-    cdef int team = team_size(call, threads)
-    s = &call.seq[0]
-    if s.steps > 0 and s.rows > 0:
-        plan_backward(&run, call, team)
-        go(&run, team, False)
-    dh = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize)
+            call.copy_rows_in(d, s.dc, dfinal[1], s.w.hidden, "final dc")
+    run_backward(call, threads)
+    dh = empty(call.directions, s.rows, s.w.outputs, call.level.itemsize)
     dc = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize) if s.c != NULL else None
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.dh, dh, "initial dh", 0)
+        call.copy_rows_out(d, s.dh, dh, s.w.outputs, "initial dh", 0)
         if dc is not None:
-            call.copy_rows_out(d, s.dc, dc, "initial dc", 0)
+            call.copy_rows_out(d, s.dc, dc, s.w.hidden, "initial dc", 0)
         call.add_gradients(d, gradients[d])
     return (dh,) if dc is None else (dh, dc)
 
 
-def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads):
+cdef int run_backward(Call call, int threads) except -1:
+    """All steps; with checkpoints window by window, each run forward once more."""
+    cdef Run run, forward_run
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t window = call.window if call.window else max(1, s.steps), step, d
+    cdef int team = team_size(call, threads)
+    if s.steps == 0 or s.rows == 0:
+        return 0
+    if call.window:
+        plan_forward(&forward_run, call, team)
+    plan_backward(&run, call, team)
+    for step in range((s.steps - 1) // window * window, -1, -window):
+        run.step0, run.step1 = step, min(s.steps, step + window)
+        if call.window:
+            for d in range(call.directions):
+                call.seq[d].base = step
+            call.checkpoint(step, True)
+            forward_run.step0, forward_run.step1 = run.step0, run.step1
+            go(&forward_run, team, True)
+        go(&run, team, False)
+    return 0
+
+
+def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,
+              extras=None):
     """Bytes that `forward`, and after it `backward`, allocate beside what they return.
 
     Found by allocating them, untouched.
@@ -330,24 +332,26 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     cdef Packed packed = packed_of(weights, 0)
     cdef Py_ssize_t itemsize = packed.level.itemsize
     x = empty(steps, rows, packed.w.inputs, itemsize)
-    cdef Call back, call = Call(
-        weights, x, empty(steps, rows, len(weights) * packed.w.hidden, itemsize), None, taped)
-    cdef Run run
+    cdef Call back, call = Call(weights, x, None, taped, extras)
+    cdef Run run, forward_run
     plan_forward(&run, call, threads)
     if not taped:
         return call.arena.total, 0
-    back = call.again(None, [x] * call.directions)
+    back = call.again(None, [x] * call.directions, 0)
+    if back.window:
+        plan_forward(&forward_run, back, threads)
     plan_backward(&run, back, threads)
     return call.arena.total, back.arena.total
 
 
-def activation(table, bint is_tanh, x):
-    """Sigmoid or tanh of a (1, 1, n) array by the cells' own code.
+def activation(table, tuple kind, x):
+    """Apply an activation to a (1, 1, n) array by the cells' own code.
 
     Parameters
     ----------
     table : capsule
-    is_tanh : bool
+    kind : tuple
+        Key of `ACTIVATIONS`, alpha, beta.
     x : ndarray of shape (1, 1, n)
 
     Returns
@@ -356,8 +360,9 @@ def activation(table, bint is_tanh, x):
     """
     cdef Level *level = level_of(table)
     cdef View given, made
+    cdef Activation act = Activation(ACTIVATIONS[kind[0]], kind[1], kind[2])
     y = x.copy()
     look(&given, x, level.itemsize, 1, 1, x.shape[2], "x")
     look(&made, y, level.itemsize, 1, 1, x.shape[2], "y", True)
-    level.activation(is_tanh, given.data, made.data, x.shape[2])
+    level.activation(&act, given.data, made.data, x.shape[2])
     return y

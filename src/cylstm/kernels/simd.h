@@ -135,5 +135,13 @@ INLINE vec vtanh(vec x) {
 /* max(x, 0) that keeps NaN, and its gradient: dy where y > 0. */
 INLINE vec vrelu(vec x) { return vmax(vset(0), x); }
 INLINE vec vstep(vec y, vec dy) { return vselect(y > vset(0), dy, vset(0)); }
+/* The first n lanes, zero beyond. */
+INLINE vec vfirst(vec v, ptrdiff_t n) {
+    if (n < LANES)
+        for (ptrdiff_t i = n; i < LANES; i++) v[i] = 0;
+    return v;
+}
+/* v where a and b differ, 0 elsewhere. */
+INLINE vec vunequal(vec a, vec b, vec v) { return vselect(a == b, vset(0), v); }
 
 #endif

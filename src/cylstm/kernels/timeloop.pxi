@@ -24,10 +24,14 @@ ctypedef struct Run:
     Py_ssize_t groups       # of rows per direction, claimed; 0 if threads own blocks instead
     Py_ssize_t *bounds      # (groups + 1) first row of each group
     Py_ssize_t chunk_steps
+    Py_ssize_t step0        # of this run, as are the next; the call may take several
+    Py_ssize_t step1
     Team team[3]            # of each direction, and of all
     char *scratch           # (threads, scratch_size): private
     Py_ssize_t scratch_size
     Py_ssize_t entries      # room in a Part
+    Py_ssize_t lines_size
+    Py_ssize_t masked_size
     char *gates[2]          # slots of a direction whose threads own blocks: shared
     bint interrupted        # a signal has come
     bint crowded            # a thread was kept from running
@@ -81,7 +85,9 @@ cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
     cdef char *at = run.scratch + thread * run.scratch_size
     p.a = <void **>at
     p.out = p.a + run.entries
-    p.panel = p.out + run.entries
+    p.lines = p.out + run.entries
+    p.masked = <char *>p.lines + run.lines_size
+    p.panel = <char *>p.masked + run.masked_size
     p.gates = p.panel       # forward needs no panel, backward no slots of its own
 
 
@@ -98,26 +104,29 @@ cdef bint join(Run *run, Member *me, Py_ssize_t d, Py_ssize_t thread,
 cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
     p.block0 = share(s.w.blocks, me.rank, me.size)
     p.block1 = share(s.w.blocks, me.rank + 1, me.size)
+    p.out0 = share(s.w.out_blocks, me.rank, me.size)
+    p.out1 = share(s.w.out_blocks, me.rank + 1, me.size)
 
 
 cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me) noexcept nogil:
     """All steps of the part's rows and of the member's blocks."""
     cdef Sequence *s = &run.seq[me.direction]
-    cdef Py_ssize_t step
-    p.step1 = 0
-    while p.step1 < s.steps and s.active[p.step1] > p.row0:
+    cdef Py_ssize_t step, phase
+    p.step1 = run.step0
+    while p.step1 < run.step1 and s.active[p.step1] > p.row0:
         p.step0 = p.step1
-        p.step1 = min(s.steps, p.step0 + run.chunk_steps)
+        p.step1 = min(run.step1, p.step0 + run.chunk_steps)
         if thread == 0:
             look_for_signals(run)
         if me.size == 1 and run.interrupted:
             return
         run.level.project(s, p)
         for step in range(p.step0, p.step1):
-            run.level.forward_step(s, p, step)
-            if not meet(run, me):
-                return
-            own_blocks(s, p, me)
+            for phase in range(1 + (s.w.w_2 != NULL)):
+                run.level.forward_step(s, p, step, phase)
+                if not meet(run, me):
+                    return
+                own_blocks(s, p, me)
 
 
 cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
@@ -166,19 +175,22 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     """Gradients of all pre-activations of a chunk, and the rows they will be multiplied with."""
     cdef Sequence *s = &run.seq[me.direction]
     cdef Py_ssize_t step, rows = s.active[p.step0], step0 = p.step0, step1 = p.step1
-    cdef bint by_rows = me.size == 1 or rows >= 8 * me.size
+    cdef Py_ssize_t phase, phases = 2 + (s.w.w_2 != NULL)
+    cdef bint by_rows = me.size == 1 or rows >= 8 * me.size or s.w.norm != NONE
     p.row0, p.row1, p.block0, p.block1 = 0, rows, 0, s.w.blocks
+    p.out0, p.out1 = 0, s.w.out_blocks
     if by_rows:
         p.row0, p.row1 = share(rows, me.rank, me.size), share(rows, me.rank + 1, me.size)
     else:
         own_blocks(s, p, me)
     for step in range(step1 - 1, step0 - 1, -1):
-        run.level.backward_cell(s, p, step)
-        if not by_rows:
-            if not meet(run, me):
-                return False
-            own_blocks(s, p, me)
-        run.level.backward_state(s, p, step)
+        for phase in range(phases):
+            run.level.backward_step(s, p, step, phase)
+            # The last phase leaves each thread what it needs itself.
+            if not by_rows and phase < phases - 1:
+                if not meet(run, me):
+                    return False
+                own_blocks(s, p, me)
     if not by_rows:
         p.step0 = step0 + share(step1 - step0, me.rank, me.size)
         p.step1 = step0 + share(step1 - step0, me.rank + 1, me.size)
@@ -198,9 +210,9 @@ cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexc
             continue
         claimed = 0
         s = &run.seq[d]
-        p.step1 = s.steps
-        while p.step1 > 0:
-            p.step0 = max(0, p.step1 - run.chunk_steps)
+        p.step1 = run.step1
+        while p.step1 > run.step0:
+            p.step0 = (p.step1 - 1) // run.chunk_steps * run.chunk_steps
             p.origin = s.first[p.step0]
             if thread == 0:
                 look_for_signals(run)
@@ -265,6 +277,16 @@ cdef Py_ssize_t bound_groups(Run *run, Call call) except -1:
     return max(1, most)
 
 
+cdef void size_scratch(Run *run, Call call, Py_ssize_t rows) noexcept:
+    """What a part needs besides slots or panel."""
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t vector = call.level.lanes * call.level.itemsize
+    run.lines_size = 3 * s.w.blocks * vector if s.w.norm != NONE else 0
+    run.masked_size = rows * s.w.out_blocks * vector if s.h_mask != NULL else 0
+    run.scratch_size = (2 * run.entries * <Py_ssize_t>sizeof(void *) + run.lines_size
+                        + run.masked_size)
+
+
 cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
     """Split the work, and allocate what the threads need."""
     cdef Sequence *s = &call.seq[0]
@@ -277,7 +299,7 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
     run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
     run.chunk_steps = min(run.chunk_steps, max(1, s.steps))
     run.entries = run.chunk_steps * group_rows
-    run.scratch_size = 2 * run.entries * <Py_ssize_t>sizeof(void *)
+    size_scratch(run, call, group_rows)
     shared = 0 if s.tape != NULL else times(run.entries, row_size)
     if run.groups:
         run.scratch_size += shared
@@ -294,10 +316,10 @@ cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
     """Likewise."""
     cdef Sequence *s = &call.seq[0]
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
-    run.chunk_steps = max(1, CHUNK_ENTRIES // max(1, s.rows))
+    run.chunk_steps = chunk_of(s.rows)
     run.entries = max(CHUNK_ENTRIES, s.rows)
-    run.scratch_size = run.entries * (2 * <Py_ssize_t>sizeof(void *)
-                                      + 4 * call.level.lanes * call.level.itemsize)
+    size_scratch(run, call, s.rows)
+    run.scratch_size += run.entries * 4 * call.level.lanes * call.level.itemsize
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
     run.patience = PATIENCE + 1e-10 * call.work() * run.chunk_steps / max(1, s.steps)

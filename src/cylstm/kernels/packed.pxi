@@ -1,0 +1,170 @@
+# Packed weights: what a cell is, said once.
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Packed:
+    """Weights of one direction of one layer, packed for one level.
+
+    Parameters
+    ----------
+    table : capsule
+        The level's kernels.
+    cell : cylstm.cells.Cell
+        What kind of cell it is.
+    w_ih : ndarray of shape (1, G * H, I)
+    w_hh : ndarray of shape (1, G * H, P) or None
+        None for an IndRNN.
+    bias : ndarray of shape (1, 1, S * H)
+        In slot order; see layout.pxd.
+    backward : bool
+        Also pack the transposes that backward needs.
+    w_hr : ndarray of shape (1, P, H) or None
+        Projection of an LSTM.
+    single : ndarray of shape (1, 1, N * H) or None
+        Weights of single units, in the order of `place_singles`.
+    """
+    cdef Weights w
+    cdef Level *level
+    cdef object table
+    cdef Arena arena
+    cdef readonly bint backward
+
+    def __init__(self, table, cell, w_ih, w_hh, bias, bint backward, w_hr=None, single=None):
+        cdef Level *level = level_of(table)
+        cdef Weights *w = &self.w
+        cdef Py_ssize_t lanes = level.lanes, turn
+        cdef View ih, b, ones
+        self.table, self.level, self.arena, self.backward = table, level, Arena(), backward
+        self.describe(cell)
+        w.hidden, w.inputs = w_ih.shape[1] // w.gates, w_ih.shape[2]
+        w.outputs = w.hidden if w_hr is None else w_hr.shape[1]
+        w.blocks = (w.hidden + lanes - 1) // lanes
+        w.in_blocks = (w.inputs + lanes - 1) // lanes
+        w.out_blocks = (w.outputs + lanes - 1) // lanes
+        turn = 2 if w.cell == GRU else 0
+        self.look_at(&ih, w_ih, times(w.gates, w.hidden), w.inputs, "w_ih")
+        w.w_ih = self.room(w.blocks * w.gates, w.inputs)
+        level.pack(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih)
+        look(&b, bias, level.itemsize, 1, 1, times(w.summed, w.hidden), "bias")
+        w.bias = self.room(w.blocks * w.summed, 1)
+        level.pack(b.data, w.hidden, 1, w.summed, 0, w.bias)
+        if backward:
+            w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
+            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
+        self.pack_recurrent(w_hh, w_hr)
+        if w.singles:
+            look(&ones, single, level.itemsize, 1, 1, times(w.singles, w.hidden), "single")
+            w.single = self.room(w.blocks * w.singles, 1)
+            level.pack(ones.data, w.hidden, 1, w.singles, 0, w.single)
+
+    cdef int describe(self, cell) except -1:
+        """Everything but sizes and weights."""
+        cdef Weights *w = &self.w
+        cdef Py_ssize_t slot
+        w.cell = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell.kind]
+        w.reverse, w.coupled, w.reset_before = cell.reverse, cell.coupled, cell.reset_before
+        w.gates = {RNN: 1, GRU: 3, LSTM: 3 if w.coupled else 4}[w.cell]
+        w.summed = 4 if w.cell == GRU and not w.reset_before else w.gates
+        w.h_slot = 1 if w.cell == GRU else 0
+        w.h_gates = 1 if w.reset_before else w.gates
+        w.h_products = 2 if w.reset_before else 0 if cell.independent else 1
+        w.clip, w.cell_clip = cell.clip, cell.cell_clip
+        w.zone, w.zone_c = cell.zone, cell.zone_c
+        w.norm = {None: NONE, "haste": OF_PRODUCTS, "tflite": OF_GATES}[cell.norm]
+        if len(cell.activations) != w.gates + (w.cell == LSTM):
+            raise ValueError(f"activations: expected one per slot, got {cell.activations}")
+        w.plain = w.clip == 0 and w.cell_clip == 0 and w.norm == NONE and w.zone == 0 \
+            and w.zone_c == 0 and not w.coupled and not w.reset_before
+        w.kinks = w.clip != 0
+        for slot in range(len(cell.activations)):
+            of_cell = w.cell == LSTM and slot == w.gates
+            name, alpha, beta = cell.activations[slot]
+            kind = ACTIVATIONS[name]
+            w.act[4 if of_cell else slot] = Activation(kind, alpha, beta)
+            usual = TANH if of_cell or w.cell == RNN or slot == (
+                0 if w.cell == GRU else w.gates - 2) else SIGMOID
+            w.plain = w.plain and kind == usual
+            w.kinks = w.kinks or (not of_cell and kind not in (SIGMOID, TANH, RELU))
+        self.place_singles(cell)
+        w.plain = w.plain and w.singles == 0
+        return 0
+
+    cdef int place_singles(self, cell) except -1:
+        """Where each weight of single units is among all of them: this is their order."""
+        cdef Weights *w = &self.w
+        w.singles = 0
+        w.peephole = self.place(cell.peepholes, w.gates - 1)
+        w.norm_x = self.place(w.norm != NONE, w.gates)
+        w.norm_h = self.place(w.norm == OF_PRODUCTS, w.gates)
+        w.norm_c = self.place(w.norm == OF_PRODUCTS and w.cell == LSTM, 2)
+        w.norm_bias = self.place(w.norm != NONE, w.summed)
+        w.diagonal = self.place(cell.independent, 1)
+        return 0
+
+    cdef Py_ssize_t place(self, bint there, Py_ssize_t count) except -2:
+        if not there:
+            return -1
+        self.w.singles += count
+        return self.w.singles - count
+
+    cdef int pack_recurrent(self, w_hh, w_hr) except -1:
+        """U, as many products as forward makes of it, and the second product of a step."""
+        cdef Weights *w = &self.w
+        cdef Level *level = self.level
+        cdef Py_ssize_t lanes = level.lanes, k, size
+        cdef View hh, hr
+        hr.data = NULL
+        if w.h_products == 0:
+            return 0
+        self.look_at(&hh, w_hh, times(w.gates, w.hidden), w.outputs, "w_hh")
+        size = w.hidden * w.outputs * level.itemsize
+        w.w_hh = self.room(w.blocks * w.h_products * w.h_gates, w.outputs)
+        for k in range(w.h_products):
+            level.pack(<char *>hh.data + k * size, w.hidden, w.outputs, w.h_gates, 0,
+                       <char *>w.w_hh + k * w.blocks * w.outputs * lanes * level.itemsize)
+        if w.reset_before:
+            hr.data = <char *>hh.data + 2 * size
+        elif w_hr is not None:
+            self.look_at(&hr, w_hr, w.outputs, w.hidden, "w_hr")
+        if hr.data != NULL:
+            w.w_2 = self.room(w.out_blocks, w.hidden)
+            level.pack(hr.data, w.outputs, w.hidden, 1, 0, w.w_2)
+        if self.backward:
+            w.w_hh_t = self.room(w.out_blocks * lanes, w.blocks * w.h_products * w.h_gates)
+            level.pack_transposed(hh.data, w.hidden, w.outputs, w.h_products * w.h_gates, 0,
+                                  w.w_hh_t)
+        if self.backward and hr.data != NULL:
+            w.w_2_t = self.room(w.blocks * lanes, w.out_blocks)
+            level.pack_transposed(hr.data, w.outputs, w.hidden, 1, 0, w.w_2_t)
+        w.plain = w.plain and w.w_2 == NULL
+        return 0
+
+    cdef int look_at(self, View *view, array, Py_ssize_t rows, Py_ssize_t columns,
+                     str name) except -1:
+        """Check a contiguous matrix."""
+        look(view, array, self.level.itemsize, 1, rows, columns, name)
+        if rows > 1 and view.inner != columns * self.level.itemsize:
+            raise ValueError(f"{name}: expected a contiguous array")
+        return 0
+
+    cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
+        """Zeroed memory for vectors * count vectors."""
+        return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
+
+
+cdef Packed packed_of(list weights, Py_ssize_t d):
+    """The weights of one of the 1 or 2 directions."""
+    if weights is None or not 1 <= len(weights) <= 2:
+        raise ValueError("weights: expected a list of 1 or 2 directions")
+    cdef Packed packed = weights[d]
+    if packed is None or packed.level == NULL:
+        raise ValueError(f"weights: expected Packed ones, got {packed!r}")
+    return packed
+
+
+cdef inline bint alike(Weights *a, Weights *b) noexcept:
+    """Whether two directions can share a call."""
+    return (a.inputs == b.inputs and a.hidden == b.hidden and a.outputs == b.outputs
+            and a.cell == b.cell and a.gates == b.gates and a.summed == b.summed
+            and a.norm == b.norm and a.singles == b.singles and a.h_products == b.h_products
+            and (a.w_2 == NULL) == (b.w_2 == NULL))

@@ -1,0 +1,159 @@
+"""Weights of one direction of one layer: names and shapes, to the kernels, and gradients back.
+
+Names and order are PyTorch's; what it does not have comes after. Weights of single units (layer
+norms, peepholes, an IndRNN's recurrent ones) go to the kernels as one array in a fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cylstm.kernels import dispatch, sequence
+from cylstm.params import Array
+
+if TYPE_CHECKING:
+    from cylstm.recurrent import Recurrent
+
+BIASES = ("bias_ih", "bias_hh")
+
+
+def shapes(layer: Recurrent, depth: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each parameter of one direction, without its suffix."""
+    hidden, outputs = layer.hidden_sizes[depth], layer.output_sizes[depth]
+    rows = len(layer.gates) * hidden
+    found: dict[str, tuple[int, ...]] = {
+        "weight_ih": (rows, layer.input_sizes[depth]),
+        "weight_hh": (hidden,) if layer.independent else (rows, outputs),
+    }
+    if layer.bias:
+        found |= dict.fromkeys(BIASES, (rows,))
+    if layer.proj_size:
+        found["weight_hr"] = (outputs, hidden)
+    if layer.peepholes:
+        found["weight_peephole"] = ((len(layer.gates) - 1) * hidden,)
+    if layer.layer_norm == "haste":
+        found |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (rows,))
+        if "c" in layer.states:
+            found |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (hidden,))
+    elif layer.layer_norm == "tflite":
+        found["weight_ln"] = (rows,)
+    return found
+
+
+def initial(name: str) -> float | None:
+    """Value that a parameter starts from; None for a random one."""
+    if name.startswith("weight_ln"):
+        return 1.0
+    return 0.0 if name.startswith("bias_ln") else None
+
+
+def pack(
+    layer: Recurrent, suffix: str, backward: bool, dropconnect: Array | None = None
+) -> sequence.Packed:
+    """Weights of one direction, as the kernels want them."""
+    params = of_direction(layer, layer.params, suffix)
+    bias = slot_bias(layer, params)
+    w_hh, single = params["weight_hh"], None
+    if sizes := single_sizes(layer, suffix):
+        values = params | {"bias": bias}
+        if layer._candidate_first and layer.layer_norm:
+            values["weight_ln_ih"] = np.roll(values["weight_ln_ih"], len(w_hh) // 3)
+        single = np.concatenate([values[name] for name in sizes])[None, None]
+    return sequence.Packed(
+        dispatch.table(layer.dtype.name),
+        layer._cell(suffix),
+        params["weight_ih"][None],
+        None if layer.independent else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
+        (np.zeros_like(bias) if layer.layer_norm else bias)[None, None],
+        backward,
+        params["weight_hr"][None] if layer.proj_size else None,
+        single,
+    )
+
+
+def of_direction(layer: Recurrent, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
+    """Parameters, or their gradients, of one direction, without the suffix."""
+    return {name: named[f"{name}_{suffix}"] for name in shapes(layer, depth_of(suffix))}
+
+
+def depth_of(suffix: str) -> int:
+    """Which layer a suffix like "l1_reverse" belongs to."""
+    return int(suffix.removesuffix("_reverse")[1:])
+
+
+def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
+    """Biases in slot order; those that are only ever added are added here."""
+    rows = params["weight_ih"].shape[0]
+    b_ih, b_hh = (params.get(name, np.zeros(rows, layer.dtype)) for name in BIASES)
+    if not layer._candidate_first:
+        return b_ih + b_hh
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(b_ih, 3), np.split(b_hh, 3)
+    if not layer.reset_after:
+        return np.concatenate([n_x + n_h, r_x + r_h, z_x + z_h])
+    return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])
+
+
+def single_sizes(layer: Recurrent, suffix: str) -> dict[str, int]:
+    """Weights of single units, in the order of `Packed.place_singles`; "bias" is slot_bias."""
+    sizes = {name: shape[0] for name, shape in shapes(layer, depth_of(suffix)).items()}
+    names = [n for n in sizes if n == "weight_peephole" or "_ln" in n]
+    found = {name: sizes[name] for name in names}
+    if layer.layer_norm:
+        found["bias"] = (
+            sizes["weight_ih"]
+            // len(layer.gates)
+            * (4 if layer._candidate_first else len(layer.gates))
+        )
+    if layer.independent:
+        found["weight_hh"] = sizes["weight_hh"]
+    return found
+
+
+def gradients(
+    layer: Recurrent, views: Mapping[str, Array], suffix: str, dropconnect: Array | None
+) -> tuple[Array | None, ...]:
+    """Where `sequence.backward` adds one direction's gradients; see `add_rest`."""
+    into = of_direction(layer, views, suffix)
+    w_hh = into["weight_hh"]
+    biases = [None if layer.layer_norm else into.get(name) for name in BIASES]
+    ones = sum(single_sizes(layer, suffix).values())
+    return (
+        into["weight_ih"][None],
+        None if layer.independent else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
+        *(None if b is None else b[None, None] for b in biases),
+        into["weight_hr"][None] if layer.proj_size else None,
+        np.zeros((1, 1, ones), layer.dtype) if ones else None,
+    )
+
+
+def add_rest(
+    layer: Recurrent,
+    views: Mapping[str, Array],
+    suffix: str,
+    found: tuple[Array | None, ...],
+    dropconnect: Array | None,
+) -> None:
+    """Add what `sequence.backward` could not add in place."""
+    into = of_direction(layer, views, suffix)
+    _, dw_hh, _, _, _, single = found
+    if dropconnect is not None and dw_hh is not None:
+        into["weight_hh"] += dw_hh[0] * dropconnect
+    if single is None:
+        return
+    sizes = single_sizes(layer, suffix)
+    parts = np.split(single[0, 0], np.cumsum(list(sizes.values()))[:-1])
+    for name, part in zip(sizes, parts, strict=True):
+        if name == "weight_ln_ih" and layer._candidate_first:
+            into[name] += np.roll(part, -(len(part) // 3))
+        elif name != "bias":
+            into[name] += part
+        elif layer.bias and layer._candidate_first:
+            n_x, r, z, n_h = np.split(part, 4)
+            into["bias_ih"] += np.concatenate([r, z, n_x])
+            into["bias_hh"] += np.concatenate([r, z, n_h])
+        elif layer.bias:
+            into["bias_ih"] += part
+            into["bias_hh"] += part
