@@ -10,7 +10,7 @@ import pytest
 from helpers import DTYPES, assert_close, assert_same_bits
 
 import cylstm
-from cylstm import SGD, Adam, AdamW, Linear, clip_grad_norm
+from cylstm import SGD, Adam, AdamW, Linear, clip_grad_norm, clip_grad_value
 from cylstm.params import Parameters
 
 STEPS = 12
@@ -220,7 +220,8 @@ def test_bad_options():
             with pytest.raises(TypeError, match=r"^betas: expected two numbers, got"):
                 make(layer, betas=betas)
     calls = [partial(make, lr=0.1) for make in OPTIMIZERS]
-    for call in (*calls, partial(clip_grad_norm, max_norm=1)):
+    calls += [partial(clip_grad_norm, max_norm=1), partial(clip_grad_value, max_value=1)]
+    for call in calls:
         with pytest.raises(ValueError, match=r"^modules: expected at least one, got none"):
             call([])
         with pytest.raises(ValueError, match=r"^modules: expected each module once, got one twice"):
@@ -255,4 +256,30 @@ def test_clipping_refuses():
     for value, error in BAD_NUMBERS:
         with pytest.raises(error, match=r"^max_norm: expected a number.*, got"):
             clip_grad_norm(layer, value)
+        with pytest.raises(error, match=r"^max_value: expected a number.*, got"):
+            clip_grad_value(layer, value)
+    with pytest.raises(TypeError, match=r"^modules: "):
+        clip_grad_value([layer, None], 0.5)
     assert (layer.flat_grads == 1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clipping_values(dtype):
+    layers = Linear(1, 2, dtype=dtype), Linear(2, 2, bias=False, dtype=dtype)
+    layers[0].flat_grads[...] = [0.5, -0.5, 0.75, -3]
+    layers[1].flat_grads[...] = [math.inf, -math.inf, math.nan, -0.0]
+    assert clip_grad_value(layers, 0.5) is None
+    np.testing.assert_array_equal(layers[0].flat_grads, [0.5, -0.5, 0.5, -0.5])
+    np.testing.assert_array_equal(layers[1].flat_grads, [0.5, -0.5, math.nan, 0])
+    clip_grad_value(layers[0], 0)
+    assert not layers[0].flat_grads.any() and layers[1].flat_grads.any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("most", [math.inf, 1e300, 7.0])
+def test_clipping_values_above_them_changes_no_bit(dtype, most):
+    layer = Linear(3, 5, dtype=dtype)
+    layer.flat_grads[...] = gradients(0, layer.flat_grads.size)
+    before = layer.flat_grads.copy()
+    clip_grad_value(layer, most)
+    assert_same_bits(layer.flat_grads, before)

@@ -6,10 +6,12 @@ from cylstm.layers import GRU, LSTM, RNN
 from cylstm.threads import config, get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
+    from cylstm import init
     from cylstm.data import load_japanese_vowels
     from cylstm.linear import Embedding, Linear
     from cylstm.losses import cross_entropy, mse_loss
-    from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm
+    from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
+    from cylstm.truncated import truncated_bptt
 
 __version__ = "0.1.0"
 
@@ -23,13 +25,16 @@ __all__ = [
     "Embedding",
     "Linear",
     "clip_grad_norm",
+    "clip_grad_value",
     "config",
     "cross_entropy",
     "get_num_threads",
+    "init",
     "load_japanese_vowels",
     "mse_loss",
     "set_num_threads",
     "show_config",
+    "truncated_bptt",
 ]
 
 # What only training needs is imported when it is first used: inference starts sooner.
@@ -37,13 +42,16 @@ _LATER = {
     "data": ["load_japanese_vowels"],
     "linear": ["Embedding", "Linear"],
     "losses": ["cross_entropy", "mse_loss"],
-    "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm"],
+    "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "truncated": ["truncated_bptt"],
 }
 
 
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
+    if name == "init":
+        return import_module("cylstm.init")
     for module, names in _LATER.items():
         if name in names:
             found = getattr(import_module(f"cylstm.{module}"), name)

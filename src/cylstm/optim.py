@@ -319,6 +319,34 @@ def clip_grad_norm(modules: Parameters | Iterable[Parameters], max_norm: float) 
     return norm
 
 
+def clip_grad_value(modules: Parameters | Iterable[Parameters], max_value: float) -> None:
+    """Clamp every gradient of all modules to [-max_value, max_value].
+
+    As `torch.nn.utils.clip_grad_value_`. Unlike `clip_grad_norm` it changes the direction of the
+    gradient. Infinities become the bound, NaN stays NaN.
+
+    Parameters
+    ----------
+    modules : Parameters or iterable of Parameters
+        Whose gradients to clamp.
+    max_value : float
+        At least 0.
+
+    Raises
+    ------
+    TypeError
+        `modules` are not `Parameters`, or `max_value` is not a number.
+    ValueError
+        `max_value` is negative or NaN, there are no modules, or one comes twice.
+    """
+    modules = _modules(modules)
+    max_value = checks.number("max_value", max_value, 0, math.inf)
+    for module in modules:
+        with np.errstate(over="ignore"):  # beyond float32: no bound
+            bound = module.dtype.type(max_value)
+        np.clip(module.flat_grads, -bound, bound, out=module.flat_grads)
+
+
 def _sum_of_squares(vector: Array) -> float:
     blocks = (vector[block] for block in _blocks(vector.size))
     return sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks)

@@ -1,0 +1,395 @@
+"""Truncated backpropagation through time against every window computed by itself."""
+
+import copy
+import itertools
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers import (
+    CELLS,
+    LAYERS,
+    Problem,
+    assert_close,
+    assert_same_bits,
+    joined,
+    parts,
+    problem,
+)  # fmt: skip
+
+import cylstm
+from cylstm import truncated_bptt
+
+INPUTS, H, T, B = 3, 10, 11, 4
+LENGTHS = np.array([11, 0, 6, 3])
+# k1, k2 with T = 11: equal, multiples, not multiples, less, all steps, longer than the sequence.
+PAIRS = [(4, 4), (3, None), (2, 6), (4, 6), (3, 7), (5, 3), (4, 1), (1, 1), (1, 4), (11, 11),
+         (4, 11), (20, 20), (20, 3), (4, 50)]  # fmt: skip
+
+
+def windows_of(k1, k2):
+    """Start, stop and reach of every window, by the definition."""
+    k2 = k1 if k2 is None else k2
+    stops = [min(start + k1, T) for start in range(0, T, k1)]
+    return [(i * k1, stop, max(0, stop - k2)) for i, stop in enumerate(stops)]
+
+
+def by_brute_force(p, start, stop, reach, mask=None):
+    """Gradients of one window: forward from a detached state `reach` steps in, all of it taped."""
+    layer = copy.deepcopy(p.layer)
+    layer.zero_grad()
+    axis = int(layer.batch_first)
+
+    def steps(a, first, last):
+        return a[:, first:last] if axis else a[first:last]
+
+    def valid(first, last):
+        if mask is not None:
+            return {"mask": steps(mask, first, last)}
+        lengths = p.lengths
+        return {} if lengths is None else {"lengths": np.clip(lengths - first, 0, last - first)}
+
+    _, state = layer(steps(p.x, 0, reach), joined(p.state), **valid(0, reach))
+    _, _, tape = layer.forward(steps(p.x, reach, stop), state, **valid(reach, stop))
+    dy = steps(p.dy, 0, stop).copy()
+    steps(dy, 0, start)[...] = 0  # outputs before the window have no part in its loss
+    dx, dstate = layer.backward(tape, steps(dy, reach, stop))
+    return dx, parts(dstate), layer.flat_grads.copy()
+
+
+def turned(p):
+    """The same problem for a layer with batch_first."""
+    return p._replace(x=p.x.swapaxes(0, 1).copy(), dy=p.dy.swapaxes(0, 1).copy())
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize(("k1", "k2"), PAIRS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_window_by_brute_force(cell, k1, k2, lengths, batch_first):
+    p = problem(cell, (INPUTS, H, 2), steps=T, rows=B, lengths=lengths, dtype="float64",
+                batch_first=batch_first)  # fmt: skip
+    p = turned(p) if batch_first else p
+    layer = p.layer
+    whole, final = p.infer()
+    outputs, expected = [], windows_of(k1, k2)
+    windows = truncated_bptt(layer, p.x, k1, k2, state=joined(p.state), lengths=lengths)
+    for window, (start, stop, reach) in itertools.zip_longest(windows, expected):
+        assert (window.start, window.stop, window.reach) == (start, stop, reach)
+        layer.zero_grad()
+        dy = p.dy[:, start:stop] if batch_first else p.dy[start:stop]
+        dx, dstate = window.backward(dy)
+        dx_wanted, dstate_wanted, grads = by_brute_force(p, start, stop, reach)
+        assert_close(dx, dx_wanted, 1e-12)
+        assert_close(parts(dstate), dstate_wanted, 1e-12)
+        assert_close(layer.flat_grads, grads, 1e-12)
+        outputs.append(window.y)
+    assert_same_bits(np.concatenate(outputs, axis=int(batch_first)), whole)
+    assert_same_bits(parts(window.state), final)
+
+
+@pytest.mark.parametrize("options", [
+    {"proj_size": 4}, {"peepholes": True, "coupled": True}, {"layer_norm": "haste"},
+    {"hidden_size": (6, 4)}, {"hidden_size": (6, 9), "proj_size": 3},
+], ids=str)  # fmt: skip
+def test_states_of_every_shape(options):
+    layer = cylstm.LSTM(**{"input_size": INPUTS, "hidden_size": H, "dtype": "float64"} | options)
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(T, B, INPUTS))
+    whole, final = layer(x, lengths=LENGTHS)
+    dy = rng.normal(size=whole.shape)
+    p = Problem("lstm", layer, x, (None, None), LENGTHS, dy, (None, None))
+    for k1, k2 in [(4, 6), (5, 3)]:
+        windows = truncated_bptt(layer, x, k1, k2, lengths=LENGTHS)
+        for window, expected in zip(windows, windows_of(k1, k2), strict=True):
+            layer.zero_grad()
+            dx, dstate = window.backward(dy[window.start : window.stop])
+            dx_wanted, dstate_wanted, grads = by_brute_force(p, *expected)
+            assert_close(dx, dx_wanted, 1e-12)
+            assert_close(dstate, dstate_wanted, 1e-12)
+            assert_close(layer.flat_grads, grads, 1e-11)
+        assert_same_bits(window.state, final)
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_window_is_plain_backpropagation(cell, lengths):
+    p = problem(cell, (INPUTS, H, 2), steps=T, rows=B, lengths=lengths)
+    y, state, tape = p.forward()
+    layer = p.layer
+    layer.zero_grad()
+    dx, dstate = layer.backward(tape, p.dy)
+    grads = layer.flat_grads.copy()
+    layer.zero_grad()
+    (window,) = truncated_bptt(layer, p.x, T, state=joined(p.state), lengths=lengths)
+    assert_same_bits((window.y, *parts(window.state)), (y, *state))
+    dx_window, dstate_window = window.backward(p.dy)
+    assert_same_bits((dx_window, *parts(dstate_window)), (dx, *parts(dstate)))
+    assert_same_bits(layer.flat_grads, grads)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_windows_that_cut_nothing_add_up_to_the_whole(cell):
+    p = problem(cell, (INPUTS, H), steps=T, rows=B, dtype="float64")
+    _, _, tape = p.forward()
+    dx, dstate = p.layer.backward(tape, p.dy)
+    grads = p.layer.flat_grads.copy()
+    p.layer.zero_grad()
+    dx_sum, dstate_sum = np.zeros_like(dx), 0
+    for window in truncated_bptt(p.layer, p.x, 4, T, state=joined(p.state)):
+        part, dinitial = window.backward(p.dy[window.start : window.stop])
+        dx_sum[window.reach : window.stop] += part
+        dstate_sum = dstate_sum + np.array(parts(dinitial))
+    assert_close(dx_sum, dx, 1e-12)
+    assert_close(dstate_sum, parts(dstate), 1e-12)
+    assert_close(p.layer.flat_grads, grads, 1e-12)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_unbatched(cell, batch_first):
+    p = problem(cell, (INPUTS, H), steps=T, rows=1, dtype="float64")
+    other = LAYERS[cell](INPUTS, H, dtype="float64", batch_first=batch_first)
+    other.assign(p.layer.flat_params)
+    alone = tuple(part[:, 0] for part in p.state)
+    one = truncated_bptt(other, p.x[:, 0], 3, 5, state=joined(alone))
+    for window, single in zip(
+        truncated_bptt(p.layer, p.x, 3, 5, state=joined(p.state)), one, strict=True
+    ):
+        assert_same_bits(single.y, window.y[:, 0])
+        dy = p.dy[window.start : window.stop]
+        (dx, dstate), (dx1, dstate1) = window.backward(dy), single.backward(dy[:, 0])
+        assert_same_bits((dx1, *parts(dstate1)), (dx[:, 0], *(s[:, 0] for s in parts(dstate))))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_mask_with_holes(cell, batch_first):
+    p = problem(cell, (INPUTS, H), steps=T, rows=B, dtype="float64", batch_first=batch_first)
+    mask = np.random.default_rng(5).random((T, B)) < 0.7
+    if batch_first:
+        p, mask = turned(p), mask.T
+    whole, final = p.layer(p.x, joined(p.state), mask=mask)
+    for window in truncated_bptt(p.layer, p.x, 4, 6, state=joined(p.state), mask=mask):
+        span = (slice(None),) * batch_first + (slice(window.start, window.stop),)
+        assert_same_bits(window.y, whole[span])
+        p.layer.zero_grad()
+        dx, dstate = window.backward(p.dy[span])
+        wanted = by_brute_force(p, window.start, window.stop, window.reach, mask)
+        for actual, expected in zip((dx, parts(dstate), p.layer.flat_grads), wanted, strict=True):
+            assert_close(actual, expected, 1e-12)
+    assert_same_bits(parts(window.state), parts(final))
+
+
+def test_a_state_goes_on_from_the_last_window():
+    p = problem("lstm", (INPUTS, H), steps=T, rows=B)
+    *_, first = truncated_bptt(p.layer, p.x[:7], 3)
+    *_, second = truncated_bptt(p.layer, p.x[7:], 3, state=first.state)
+    *_, whole = truncated_bptt(p.layer, p.x, T)
+    assert_same_bits(second.state, whole.state)
+
+
+def test_weights_change_between_windows():
+    """A window's own steps use the new weights; tapes of earlier steps remember theirs."""
+    p = problem("gru", (INPUTS, H), steps=8, rows=B, dtype="float64")
+    layer, old = p.layer, copy.deepcopy(p.layer)
+    windows = truncated_bptt(layer, p.x, 4, 8)
+    next(windows)
+    layer.assign(layer.flat_params * 1.1)
+    second = next(windows)
+    _, state, old_tape = old.forward(p.x[:4])
+    y, _, tape = layer.forward(p.x[4:], state)
+    assert_same_bits(second.y, y)
+    layer.zero_grad()
+    dx, _ = second.backward(p.dy[4:])
+    grads = layer.flat_grads.copy()
+    layer.zero_grad()
+    dx_late, dstate = layer.backward(tape, p.dy[4:])
+    old.zero_grad()
+    dx_early, _ = old.backward(old_tape, None, dstate)
+    assert_close(dx, np.concatenate([dx_early, dx_late]), 1e-13)
+    assert_close(grads, layer.flat_grads + old.flat_grads, 1e-13)
+
+
+def test_windows_may_be_used_again_and_later():
+    p = problem("lstm", (INPUTS, H), steps=T, rows=B, dtype="float64")
+    windows = list(truncated_bptt(p.layer, p.x, 3, 5))
+    p.layer.zero_grad()
+    first = windows[1].backward(p.dy[3:6])[0]
+    once = p.layer.flat_grads.copy()
+    assert_same_bits(windows[1].backward(p.dy[3:6])[0], first)
+    assert_close(p.layer.flat_grads, 2 * once, 1e-14)
+    p.layer.zero_grad()
+    dx, _ = windows[1].backward(None)
+    assert not dx.any() and not p.layer.flat_grads.any()
+
+
+def test_each_step_is_run_once():
+    p = problem("gru", (INPUTS, H), steps=T, rows=B)
+    layer, run = p.layer, []
+    plain = layer.forward
+    layer.forward = lambda x, *a, **k: run.append(len(x)) or plain(x, *a, **k)
+    list(truncated_bptt(layer, p.x, 4, 6))
+    assert run == [2, 2, 1, 3, 3]  # cut at 4 and 8, and 6 steps before 8 and 11: at 2 and 5
+    run.clear()
+    list(truncated_bptt(layer, p.x, 2, 4))
+    assert run == [2, 2, 2, 1, 1, 2, 1]  # at multiples of 2, and 4 steps before 11: at 7
+
+
+def test_memory_is_bounded_by_k1_plus_k2_steps():
+    layer = cylstm.LSTM(INPUTS, 64, rng=0)
+    rows, k1, k2 = 4, 8, 24
+    x = np.zeros((2000, rows, INPUTS), layer.dtype)
+    for window in truncated_bptt(layer, x, k1, k2):
+        kept = window.pieces
+        assert kept[0].start == window.reach and kept[-1].stop == window.stop
+        assert all(a.stop == b.start for a, b in itertools.pairwise(kept))
+
+    def peak(steps):
+        tracemalloc.start()
+        for _ in truncated_bptt(layer, x[:steps], k1, k2):
+            pass
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(100)
+    assert peak(2000) < 1.3 * peak(100)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout": 0.5},
+        {"dropout": 0.5, "variational": True},
+        {"recurrent_dropout": 0.5},
+        {"dropconnect": 0.5},
+    ],
+    ids=str,
+)
+def test_masks_are_replayed_and_differ_by_window(options):
+    layer = cylstm.LSTM(INPUTS, H, 2, rng=0, **options)
+    x = np.random.default_rng(1).normal(size=(T, B, INPUTS))
+
+    def outputs(**more):
+        return np.concatenate([window.y for window in truncated_bptt(layer, x, 4, **more)])
+
+    assert_same_bits(outputs(rng=3), outputs(rng=3))
+    assert np.any(outputs(rng=3) != outputs(rng=4))
+    assert np.any(outputs() != outputs())
+    # The first window's masks are those of a call with the same source, the second has its own.
+    first, second = truncated_bptt(layer, x[:8], 4, rng=3)
+    y, state, tape = layer.forward(x[:4], rng=np.random.default_rng(3))
+    assert_same_bits((first.y, *first.state), (y, *state))
+    assert_same_bits(first.backward(y)[0], layer.backward(tape, y)[0])
+    assert np.any(layer.forward(x[4:8], state, rng=np.random.default_rng(3))[0] != second.y)
+
+
+def test_clipping_inside_the_recurrence():
+    p = problem("lstm", (INPUTS, H), steps=T, rows=B, dtype="float64")
+    layer = p.layer
+    (window,) = truncated_bptt(layer, p.x, T)
+    layer.zero_grad()
+    dx, _ = window.backward(p.dy, clip_step=0.01)
+    grads = layer.flat_grads.copy()
+    layer.zero_grad()
+    _, _, tape = layer.forward(p.x)
+    assert_same_bits(layer.backward(tape, p.dy, clip_step=0.01)[0], dx)
+    assert_same_bits(layer.flat_grads, grads)
+    assert np.abs(window.backward(p.dy)[0] - dx).max() > 0.01
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(threads):
+    p = problem("lstm", (INPUTS, 48, 2), steps=40, rows=20)
+
+    def gradients(**options):
+        p.layer.zero_grad()
+        found = []
+        for window in truncated_bptt(p.layer, p.x, 8, 12, **options):
+            found.append(window.backward(p.dy[window.start : window.stop], **options)[0])
+        return (*found, p.layer.flat_grads.copy())
+
+    assert_same_bits(gradients(num_threads=threads), gradients())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_edges(cell):
+    layer = LAYERS[cell](INPUTS, H)
+    assert list(truncated_bptt(layer, np.zeros((0, B, INPUTS)), 4)) == []
+    for window in truncated_bptt(layer, np.zeros((T, 0, INPUTS)), 4, 6):
+        dx, _ = window.backward(np.zeros_like(window.y))
+        assert dx.shape == (window.stop - window.reach, 0, INPUTS)
+    p = problem(cell, (INPUTS, H), steps=T, rows=2, lengths=np.zeros(2, int))
+    for window in truncated_bptt(p.layer, p.x, 4, 6, state=joined(p.state), lengths=p.lengths):
+        assert_same_bits(parts(window.state), p.state)
+        assert not window.y.any() and not window.backward(window.y + 1)[0].any()
+    assert not p.layer.flat_grads.any()
+
+
+def test_refusals():
+    layer = cylstm.LSTM(INPUTS, H)
+    x = np.zeros((T, B, INPUTS))
+
+    def refused(error, message, *arguments, **options):
+        with pytest.raises(error, match=message):  # at once, not at the first window
+            truncated_bptt(*arguments, **options)
+
+    for wrong in (cylstm.Linear(INPUTS, H), None):
+        refused(TypeError, r"^layer: expected an RNN, LSTM or GRU, got", wrong, x, 4)
+    for name in ("bidirectional", "go_backwards"):
+        backwards = cylstm.GRU(INPUTS, H, **{name: True})
+        refused(ValueError, rf"^layer: expected .*forwards, got .*{name}=True", backwards, x, 4)
+    for value, error in [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError)]:
+        refused(error, r"^k1: expected an integer", layer, x, value)
+        refused(error, r"^k2: expected an integer", layer, x, 4, value)
+    refused(TypeError, r"^k1: expected an integer", layer, x, None)
+    for shape in [(T, B, INPUTS + 1), (T,), (T, B, INPUTS, 1)]:
+        refused(ValueError, r"^x: expected shape \(T, B, I\).*got", layer, np.zeros(shape), 4)
+    refused(TypeError, r"^x: expected an array, got a list", layer, [x[:, 0], x[:3, 1]], 4)
+    for lengths in ([T + 1] * B, [-1] * B, [1], np.ones((T, B), int)):
+        refused(ValueError, r"^lengths: expected", layer, x, 4, lengths=lengths)
+    refused(ValueError, r"^lengths: expected", layer, x[:, 0], 4, lengths=[T, T])
+    refused(TypeError, r"^lengths: expected", layer, x, 4, lengths=[0.5] * B)
+    ones = np.ones((T, B), bool)
+    refused(ValueError, r"^mask: expected shape", layer, x, 4, mask=ones[:5])
+    both = {"mask": ones, "lengths": LENGTHS}
+    refused(ValueError, r"^mask: expected None with lengths", layer, x, 4, **both)
+    with pytest.raises(ValueError, match=r"^state h: expected shape"):
+        next(truncated_bptt(layer, x, 4, state=(np.zeros((1, 2, H)), None)))
+
+
+def test_a_gradient_that_does_not_fit_changes_nothing():
+    layer = cylstm.LSTM(INPUTS, H, rng=0)
+    x = np.random.default_rng(0).normal(size=(T, B, INPUTS))
+    for window in truncated_bptt(layer, x, 4, 6):
+        for wrong in (np.ones((1, B, H)), np.ones((len(window.y), B, H + 1)), np.ones(())):
+            with pytest.raises(ValueError, match=r"^dy: expected shape"):
+                window.backward(wrong)
+        with pytest.raises(TypeError, match=r"^dy: expected real numbers"):
+            window.backward(window.y.astype(complex))
+    assert not layer.flat_grads.any()
+
+
+def test_learns_what_lies_beyond_the_window():
+    """Name the number of 6 steps ago: windows of 4 steps learn it with k2 = 12, not with k2 = 4."""
+    losses = {}
+    for k2 in (4, 12):
+        rng = np.random.default_rng(0)
+        gru, head = cylstm.GRU(1, 24, rng=1), cylstm.Linear(24, 1, rng=2)
+        optimizer = cylstm.Adam([gru, head], lr=0.01)
+        x = rng.uniform(-1, 1, size=(1600, 16, 1))
+        recent = []
+        for window in truncated_bptt(gru, x, 4, k2):
+            target = np.zeros_like(window.y[..., :1])
+            known = np.arange(window.start, window.stop) >= 6
+            target[known] = x[np.arange(window.start, window.stop)[known] - 6]
+            out, tape = head.forward(window.y)
+            loss, dout = cylstm.mse_loss(out, target)
+            window.backward(head.backward(tape, dout))
+            cylstm.clip_grad_norm([gru, head], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            recent.append(loss)
+        losses[k2] = np.mean(recent[-50:])
+    assert losses[12] < 0.5 * losses[4]
