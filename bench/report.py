@@ -197,6 +197,22 @@ def memory_table(rows: list[Row]) -> str:
     return table(head, lines)
 
 
+def options_table(rows: list[Row]) -> str:
+    """Time of each option / time of the plain cell, and their multiply-adds."""
+    by_name: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_name.setdefault(row["option"], {})[row["mode"]] = row
+    lines = []
+    for name, modes in by_name.items():
+        cells = []
+        for mode in ("inference", "training"):
+            row = modes.get(mode, {"us": [], "plain_us": []})
+            ratios = [a / b for a, b in zip(row["us"], row["plain_us"], strict=True)]
+            cells.append(f"{median(ratios):.2f}" if ratios else "")
+        lines.append([name, *cells, f"{next(iter(modes.values()))['work']:.2f}"])
+    return table(["option / plain cell", "inference", "training", "multiply-adds"], lines)
+
+
 def header(about: dict[str, Any]) -> str:
     """Machine, versions and date."""
     machine = about["machine"]
@@ -229,6 +245,11 @@ def write(results: Results) -> str:
         if rest:
             parts += [f"### {cell.upper()} {mode}, {threads_text(threads)}\n", point_table(rest)]
     parts += ["## Between related cases\n", *pair_tables(results)]
+    if "test_option" in results.tests:
+        parts += [
+            "## Options, B=16, T=100, H=128, one thread\n",
+            options_table(results.tests["test_option"]),
+        ]
     if "test_memory" in results.tests:
         parts += [
             "## Peak memory of three calls (JAX's with its compiler)\n",

@@ -65,6 +65,10 @@ class Workers:
             self.futures[key] = self._pool(threads).submit(worker.measure, *args)
         return self.futures[key].result()
 
+    def measure_option(self, name: str, mode: str) -> dict[str, list[float]]:
+        """Result of `options.measure` on one thread."""
+        return self._pool(1).submit(worker.measure_option, name, mode, self.rounds).result()
+
     def probes(self, threads: int) -> dict[str, float]:
         """Limits of the machine for a number of threads."""
         return self._pool(threads).submit(worker.probes, threads).result()

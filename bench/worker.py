@@ -55,3 +55,10 @@ def measure(*args: Any) -> dict[str, Any]:
     import timing
 
     return timing.measure(*args)
+
+
+def measure_option(name: str, mode: str, rounds: int) -> dict[str, list[float]]:
+    """Run `options.measure` on one thread."""
+    import options
+
+    return options.measure(name, mode, 1, rounds)

@@ -82,8 +82,10 @@ cdef class Call:
         s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
         s.tape = s.scales = NULL
         if taped:
-            for t in range(0, s.steps, max(1, steps)):
+            t = 0
+            while t < s.steps:
                 entries = max(entries, s.first[min(t + steps, s.steps)] - s.first[t])
+                t += steps
             s.tape = self.arena.room(times(entries, s.w.slots), s.w.blocks * vector)
             if s.w.norm != NONE:
                 s.scales = self.arena.room(entries, 4 * self.level.itemsize)

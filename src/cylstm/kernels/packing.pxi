@@ -11,37 +11,39 @@ cdef inline Py_ssize_t natural_row(Py_ssize_t hidden, Py_ssize_t gates, Py_ssize
 cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                Py_ssize_t turn, void *packed) noexcept nogil:
     """packed (blocks, depth, G, lanes) from w, which it fills except for padding."""
-    cdef Py_ssize_t unit, slot, k
-    cdef const real *row
-    cdef real *into
-    for unit in range(hidden):
-        for slot in range(gates):
-            row = <const real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            into = (<real *>packed + (unit // LANES * depth * gates + slot) * LANES + unit % LANES)
-            for k in range(depth):
-                into[k * gates * LANES] = row[k]
+    exchange(<real *>w, hidden, depth, gates, turn, <real *>packed, False)
 
 
 cdef void unpack_add(const void *packed, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                      Py_ssize_t turn, void *w) noexcept nogil:
     """w += the inverse of pack."""
-    cdef Py_ssize_t unit, slot, k
+    exchange(<real *>w, hidden, depth, gates, turn, <real *>packed, True)
+
+
+cdef inline void exchange(real *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
+                          Py_ssize_t turn, real *packed, bint back) noexcept nogil:
+    """Pack or unpack in squares of a vector's size, so that each cache line is met once."""
+    cdef Py_ssize_t block, slot, square, unit, k, stride = gates * LANES
     cdef real *row
-    cdef const real *come
-    for unit in range(hidden):
+    cdef real *at
+    for block in range((hidden + LANES - 1) // LANES):
         for slot in range(gates):
-            row = <real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            come = (<const real *>packed + (unit // LANES * depth * gates + slot) * LANES
-                    + unit % LANES)
-            for k in range(depth):
-                row[k] += come[k * gates * LANES]
+            for square in range((depth + LANES - 1) // LANES):
+                for unit in range(block * LANES, min(hidden, (block + 1) * LANES)):
+                    row = w + natural_row(hidden, gates, turn, unit, slot) * depth
+                    at = packed + (block * depth * gates + slot) * LANES + unit % LANES
+                    for k in range(square * LANES, min(depth, (square + 1) * LANES)):
+                        if back:
+                            row[k] += at[k * stride]
+                        else:
+                            at[k * stride] = row[k]
 
 
 cdef void pack_transposed(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                           Py_ssize_t turn, void *packed) noexcept nogil:
     """packed (depth blocks, blocks * G * lanes, lanes) from w, except for padding."""
-    cdef Py_ssize_t blocks = (hidden + LANES - 1) // LANES
-    cdef Py_ssize_t unit, slot, k
+    cdef Py_ssize_t size = (hidden + LANES - 1) // LANES * gates * LANES * LANES
+    cdef Py_ssize_t unit, slot, square
     cdef const real *row
     cdef real *into
     for unit in range(hidden):
@@ -49,5 +51,6 @@ cdef void pack_transposed(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py
             row = <const real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
             into = (<real *>packed
                     + ((unit // LANES * gates + slot) * LANES + unit % LANES) * LANES)
-            for k in range(depth):
-                into[k // LANES * blocks * gates * LANES * LANES + k % LANES] = row[k]
+            for square in range((depth + LANES - 1) // LANES):
+                memcpy(into + square * size, row + square * LANES,
+                       min(LANES, depth - square * LANES) * sizeof(real))

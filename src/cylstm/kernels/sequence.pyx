@@ -306,7 +306,9 @@ cdef int run_backward(Call call, int threads) except -1:
     if call.window:
         plan_forward(&forward_run, call, team)
     plan_backward(&run, call, team)
-    for step in range((s.steps - 1) // window * window, -1, -window):
+    step = s.steps
+    while step > 0:
+        step = (step - 1) // window * window
         run.step0, run.step1 = step, min(s.steps, step + window)
         if call.window:
             for d in range(call.directions):
