@@ -34,6 +34,7 @@ class Batch:
     batched = True
     ragged = padded = False
     plain = True  # an array, read whole or by lengths, of which all outputs are wanted
+    direct = False  # and laid out as inside
     lengths: npt.NDArray[np.int64] | None = None
     mask: Array | None = None
     starts: Array | None = None
@@ -55,7 +56,8 @@ class Batch:
                     f"x: expected shape {'(B, T, I)' if batch_first else '(T, B, I)'} or (T, I) "
                     f"with I = input_size = {size}, got {x.shape}"
                 )
-            self.x = self.inward(x)
+            self.direct = self.batched and not batch_first and return_ == "all" and mask is None
+            self.x = x if self.direct else self.inward(x)
             self.steps, self.rows, _ = self.x.shape
             if lengths is not None or mask is not None:
                 self._read_steps(lengths, mask)

@@ -130,10 +130,17 @@ class Recurrent(Parameters):
         self._no_state: list[Parts] = [(None,) * len(self.states)] * self.num_layers
         self.output_sizes = tuple(self.proj_size or h for h in self.hidden_sizes)
         self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
-        named = {
-            f"{name}_{suffix}": shape
+        shapes = [weights.shapes(self, depth) for depth in range(self.num_layers)]
+        #: Of each direction: short and full names of its parameters.
+        self._names = {
+            suffix: {name: f"{name}_{suffix}" for name in shapes[weights.depth_of(suffix)]}
             for suffix in self._suffixes()
-            for name, shape in weights.shapes(self, weights.depth_of(suffix)).items()
+        }
+        self._single_sizes = [weights.single_sizes(self, d) for d in range(self.num_layers)]
+        named = {
+            full: shapes[weights.depth_of(suffix)][name]
+            for suffix, names in self._names.items()
+            for name, full in names.items()
         }
         super().__init__(named, checks.dtype(dtype))
         self._rng = checks.generator("rng", rng)
@@ -368,7 +375,9 @@ class Recurrent(Parameters):
         batch = Batch(x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_)
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
-        x, y_inside = batch.x, outputs.place(self, out, batch)
+        # Most calls need none of what `outputs` does, and some of them take microseconds.
+        direct = batch.direct and out is None and self.num_directions == 1
+        x, y_inside = batch.x, None if direct else outputs.place(self, out, batch)
         initial = states.inward(self, "state", state, batch)
         calls: list[sequence.Call] = []
         drawings: list[masks.Masks] = []
@@ -387,14 +396,14 @@ class Recurrent(Parameters):
                 n_threads, batch.extras(last, asked) if asked or not batch.plain else None,
             )  # fmt: skip
             finals.append(final)
-            x = outputs.join(self, both, batch if last else None)
+            x = both if direct else outputs.join(self, both, batch if last else None)
             if taped:
                 calls.append(call)
                 kept.append(both if self.merge_mode == "mul" else None)
                 if rng is not None and self.dropout and not last:
                     drawn["dropout"] = masks.between(self, x.shape, rng)
                     x = x * drawn["dropout"]
-        y = outputs.result(self, x, batch, out, y_inside)
+        y = x if direct else outputs.result(self, x, batch, out, y_inside)
         tape = Tape(self, batch, calls, drawings, kept) if taped else None
         return y, states.outward(self, finals, batch), tape
 

@@ -28,27 +28,38 @@ def inward(layer: Recurrent, name: str, state: State, batch: Batch) -> list[Part
     if state is None:
         return layer._no_state
     parts = checks.parts(name, state, layer.states)
-    h = _by_layer(layer, name + " h", parts[0], layer.output_sizes, batch)
+    h = _by_layer(layer, name, " h", parts[0], layer.output_sizes, batch)
     if len(parts) == 1:
         return [(part,) for part in h]
-    c = _by_layer(layer, name + " c", parts[1], layer.hidden_sizes, batch)
-    return list(zip(h, c, strict=True))
+    c = _by_layer(layer, name, " c", parts[1], layer.hidden_sizes, batch)
+    return [(h[0], c[0])] if len(h) == 1 else list(zip(h, c, strict=True))
 
 
 def _by_layer(
-    layer: Recurrent, name: str, value: Any, widths: Sequence[int], batch: Batch
+    layer: Recurrent, name: str, what: str, value: Any, widths: Sequence[int], batch: Batch
 ) -> Sequence[Array | None]:
     """One part of a state, h or c, as (D, B, size) arrays."""
     n, d, rows = layer.num_layers, layer.num_directions, batch.rows
     if value is None:
         return (None,) * n
     if n == 1 or uniform(layer):
-        whole = _checked(layer, name, value, (n * d, rows, widths[0]), batch)
+        shape = (n * d, rows, widths[0])
+        # What the last call gave back passes with no further ado.
+        if (
+            type(value) is np.ndarray
+            and value.dtype is layer.dtype
+            and value.shape == shape
+            and batch.batched
+            and value.flags.num & checks.READY == checks.READY
+        ):  # as steps give it back
+            whole = value
+        else:
+            whole = _checked(layer, name + what, value, shape, batch)
         return (whole,) if n == 1 else [whole[i : i + d] for i in range(0, n * d, d)]
-    names = [f"{name}[{i}]" for i in range(n)]
+    names = [f"{name}{what}[{i}]" for i in range(n)]
     return [
         None if part is None else _checked(layer, names[i], part, (d, rows, widths[i]), batch)
-        for i, part in enumerate(checks.parts(name, value, names))
+        for i, part in enumerate(checks.parts(name + what, value, names))
     ]
 
 

@@ -57,7 +57,7 @@ def pack(
     params = of_direction(layer, layer.params, suffix)
     bias = slot_bias(layer, params)
     w_hh, single = params["weight_hh"], None
-    if sizes := single_sizes(layer, suffix):
+    if sizes := layer._single_sizes[depth_of(suffix)]:
         values = params | {"bias": bias}
         if layer._candidate_first and layer.layer_norm:
             values["weight_ln_ih"] = np.roll(values["weight_ln_ih"], len(w_hh) // 3)
@@ -76,7 +76,7 @@ def pack(
 
 def of_direction(layer: Recurrent, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
     """Parameters, or their gradients, of one direction, without the suffix."""
-    return {name: named[f"{name}_{suffix}"] for name in shapes(layer, depth_of(suffix))}
+    return {name: named[full] for name, full in layer._names[suffix].items()}
 
 
 def depth_of(suffix: str) -> int:
@@ -96,17 +96,14 @@ def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
     return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])
 
 
-def single_sizes(layer: Recurrent, suffix: str) -> dict[str, int]:
+def single_sizes(layer: Recurrent, depth: int) -> dict[str, int]:
     """Weights of single units, in the order of `Packed.place_singles`; "bias" is slot_bias."""
-    sizes = {name: shape[0] for name, shape in shapes(layer, depth_of(suffix)).items()}
+    sizes = {name: shape[0] for name, shape in shapes(layer, depth).items()}
     names = [n for n in sizes if n == "weight_peephole" or "_ln" in n]
     found = {name: sizes[name] for name in names}
     if layer.layer_norm:
-        found["bias"] = (
-            sizes["weight_ih"]
-            // len(layer.gates)
-            * (4 if layer._candidate_first else len(layer.gates))
-        )
+        gates = len(layer.gates)
+        found["bias"] = sizes["weight_ih"] // gates * (4 if layer._candidate_first else gates)
     if layer.independent:
         found["weight_hh"] = sizes["weight_hh"]
     return found
@@ -119,7 +116,7 @@ def gradients(
     into = of_direction(layer, views, suffix)
     w_hh = into["weight_hh"]
     biases = [None if layer.layer_norm else into.get(name) for name in BIASES]
-    ones = sum(single_sizes(layer, suffix).values())
+    ones = sum(layer._single_sizes[depth_of(suffix)].values())
     return (
         into["weight_ih"][None],
         None if layer.independent else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
@@ -137,13 +134,12 @@ def add_rest(
     dropconnect: Array | None,
 ) -> None:
     """Add what `sequence.backward` could not add in place."""
-    into = of_direction(layer, views, suffix)
     _, dw_hh, _, _, _, single = found
     if dropconnect is not None and dw_hh is not None:
-        into["weight_hh"] += dw_hh[0] * dropconnect
+        views[f"weight_hh_{suffix}"] += dw_hh[0] * dropconnect
     if single is None:
         return
-    sizes = single_sizes(layer, suffix)
+    into, sizes = of_direction(layer, views, suffix), layer._single_sizes[depth_of(suffix)]
     parts = np.split(single[0, 0], np.cumsum(list(sizes.values()))[:-1])
     for name, part in zip(sizes, parts, strict=True):
         if name == "weight_ln_ih" and layer._candidate_first:

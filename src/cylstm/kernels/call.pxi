@@ -366,7 +366,7 @@ cdef class Call:
             s.second_copy = arena.room(times(entries, s.second_stride), itemsize)
             s.dw_2 = arena.room(s.w.hidden, out_width, True)
         if s.w.singles:
-            s.d_singles = arena.room(times(entries, s.w.singles), width)
+            s.d_singles = arena.room(times(s.rows, s.w.singles), width, True)
             s.d_single = arena.room(s.w.singles, width, True)
         return 0
 

@@ -153,7 +153,7 @@ cdef inline void lstm_input_backward(const Sequence *s, const real *z, real *dz,
     if peeps(s, plain):
         do = vload(dz + (slot_g + 1) * LANES)
         dc = vfma(single(s, s.w.peephole + slot_g, block), do, dc)
-        vstore(d_single + (s.w.peephole + slot_g) * LANES, do * c)
+        add_to(d_single + (s.w.peephole + slot_g) * LANES, do * c)
     dc = later + dc
     if not plain and s.w.cell_clip > 0:
         dc = vwithin(vfma(f, c_before, i * g), s.w.cell_clip, dc)
@@ -176,10 +176,10 @@ cdef inline vec lstm_peephole_backward(const Sequence *s, const real *dz, real *
     """Gradient of c_{t-1} through what i and f see of it."""
     cdef vec di = vload(dz), df = vload(dz + LANES)
     cdef vec dc = single(s, s.w.peephole, block) * di
-    vstore(d_single + s.w.peephole * LANES, di * c_before)
+    add_to(d_single + s.w.peephole * LANES, di * c_before)
     if not s.w.coupled:
         dc = vfma(single(s, s.w.peephole + 1, block), df, dc)
-        vstore(d_single + (s.w.peephole + 1) * LANES, df * c_before)
+        add_to(d_single + (s.w.peephole + 1) * LANES, df * c_before)
     return dc
 
 
@@ -295,7 +295,7 @@ cdef inline void rnn_backward(const Sequence *s, const real *z, real *dz, real *
     vstore(dz, da)
     if not plain and s.w.diagonal >= 0:
         carry = carried_h(s, row, block)
-        vstore(d_single + s.w.diagonal * LANES, da * fed(s, step, row, block))
+        add_to(d_single + s.w.diagonal * LANES, da * fed(s, step, row, block))
         vstore(carry, vload(carry)
                + masked(s, row, block, da * single(s, s.w.diagonal, block)))
 

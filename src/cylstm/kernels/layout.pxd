@@ -135,7 +135,7 @@ ctypedef struct Sequence:
     Py_ssize_t d_h_gates    # vectors per block of d_h
     void *d_2               # (chunk entries, out_blocks * lanes) gradient of the second product
     void *d_second          # (rows, blocks * lanes) gradient of what it reads
-    void *d_singles         # (chunk entries, blocks, N, lanes)
+    void *d_singles         # (rows, blocks, N, lanes) sums of a row over the chunk
     void *x_copy            # (chunk entries, x_stride) rows of x of this chunk
     void *h_copy            # (chunk entries, h_stride) rows of the state before each step
     void *second_copy       # (chunk entries, second_stride) what the second product read

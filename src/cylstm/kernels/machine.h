@@ -87,7 +87,7 @@ static inline void team_init(Team *team) {
  * percent of it, so freed blocks wait for the next call, a bounded amount of them; large ones lie on
  * huge pages where the system has them. A lock that is taken (or was, when the process forked) is
  * not waited for. */
-enum { KEPT_BLOCKS = 16, KEPT_BYTES = 64 << 20, KEPT_LEAST = 64 << 10 };
+enum { KEPT_BLOCKS = 16, KEPT_BYTES = 64 << 20, KEPT_LEAST = 16 << 10 };
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct { void *block; size_t size; } kept[KEPT_BLOCKS];
 static size_t kept_bytes = 0;
@@ -119,14 +119,18 @@ static inline void release(void *block, size_t size) {
     static int next = 0;
     void *oldest = block;
     if (size >= KEPT_LEAST && size <= KEPT_BYTES / 2 && pthread_mutex_trylock(&kept_lock) == 0) {
-        oldest = kept[next].block;
-        if (oldest) kept_bytes -= kept[next].size;
-        kept[next].block = block;
-        kept[next].size = size;
+        int slot = next;
+        for (int i = 0; i < KEPT_BLOCKS && kept[slot].block; i++) slot = (next + i) % KEPT_BLOCKS;
+        oldest = kept[slot].block;
+        if (oldest) {
+            kept_bytes -= kept[slot].size;
+            next = (slot + 1) % KEPT_BLOCKS;
+        }
+        kept[slot].block = block;
+        kept[slot].size = size;
         kept_bytes += size;
-        next = (next + 1) % KEPT_BLOCKS;
-        for (int i = 0; kept_bytes > KEPT_BYTES; i++) {
-            const int old = (next + i) % KEPT_BLOCKS;
+        for (int i = 1; kept_bytes > KEPT_BYTES; i++) {
+            const int old = (slot + i) % KEPT_BLOCKS;
             if (!kept[old].block) continue;
             free(kept[old].block);
             kept[old].block = NULL;

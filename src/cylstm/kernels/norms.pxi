@@ -208,7 +208,7 @@ cdef void norm_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexc
         z = gates_at(s, p, step, row)
         d_x = <real *>s.d_x + entry * s.w.blocks * s.w.gates * LANES
         d_h = <real *>s.d_h + entry * s.w.blocks * s.d_h_gates * LANES
-        d_single = <real *>s.d_singles + entry * s.w.blocks * s.w.singles * LANES
+        d_single = <real *>s.d_singles + row * s.w.blocks * s.w.singles * LANES
         if s.w.cell == GRU:
             for block in range(s.w.blocks):
                 gru_backward(s, z + block * s.w.slots * LANES, d_x + block * s.w.gates * LANES,
@@ -246,9 +246,9 @@ cdef void norm_lstm_backward(const Sequence *s, const Part *p, const real *z, re
         d = lstm_seen(s, z + block * size, step, row, block, entry, shown, False)
         d = lstm_output_backward(s, z + block * size, d_x + block * d_size, d, shown, False)
         if s.w.norm == OF_PRODUCTS:
-            vstore(d_single + block * n_size + s.w.norm_c * LANES,
+            add_to(d_single + block * n_size + s.w.norm_c * LANES,
                    d * vload(normed + block * LANES))
-            vstore(d_single + block * n_size + (s.w.norm_c + 1) * LANES, d)
+            add_to(d_single + block * n_size + (s.w.norm_c + 1) * LANES, d)
             d = d * single(s, s.w.norm_c, block)
         vstore(dc + block * LANES, d)
     if s.w.norm == OF_PRODUCTS:
@@ -275,15 +275,15 @@ cdef void norm_gate_backward(const Sequence *s, const real *c, const real *z, re
     for block in range(s.w.blocks):
         terms = d_single + block * n_size
         d = vload(d_x + block * d_size + slot * LANES)
-        vstore(terms + (s.w.norm_bias + slot) * LANES, d)
-        vstore(terms + (s.w.norm_x + slot) * LANES,
+        add_to(terms + (s.w.norm_bias + slot) * LANES, d)
+        add_to(terms + (s.w.norm_x + slot) * LANES,
                d * vload(z + block * size + (s.w.normed + slot) * LANES))
         vstore(d_x + block * d_size + slot * LANES, d * single(s, s.w.norm_x + slot, block))
     normalise_backward(d_x + slot * LANES, d_size, z + (s.w.normed + slot) * LANES, size,
                        scales_at(s, step, row)[slot], 1, s.w.hidden)
     for block in range(s.w.blocks if which >= 0 else 0):
         d = vload(d_x + block * d_size + slot * LANES)
-        vstore(d_single + block * n_size + (s.w.peephole + which) * LANES,
+        add_to(d_single + block * n_size + (s.w.peephole + which) * LANES,
                d * vload(c + block * c_stride))
         vstore(dc + block * c_stride,
                vfma(single(s, s.w.peephole + which, block), d, vload(dc + block * c_stride)))
@@ -305,16 +305,16 @@ cdef void norm_products_backward(const Sequence *s, const real *z, real *d_x, re
         if s.w.cell == LSTM:
             memcpy(h, x, gates * LANES * sizeof(real))
         for k in range(gates):
-            vstore(terms + (s.w.norm_bias + k) * LANES, vload(x + k * LANES))
+            add_to(terms + (s.w.norm_bias + k) * LANES, vload(x + k * LANES))
         # A GRU's u has a bias of its own.
         for k in range(gates, s.w.summed):
-            vstore(terms + (s.w.norm_bias + k) * LANES, vload(h + (gates - 1) * LANES))
+            add_to(terms + (s.w.norm_bias + k) * LANES, vload(h + (gates - 1) * LANES))
         for k in range(gates):
-            vstore(terms + (s.w.norm_x + k) * LANES, vload(x + k * LANES) * vload(at + k * LANES))
+            add_to(terms + (s.w.norm_x + k) * LANES, vload(x + k * LANES) * vload(at + k * LANES))
             vstore(x + k * LANES, vload(x + k * LANES) * single(s, s.w.norm_x + k, block))
         at += gates * LANES
         for k in range(gates):
-            vstore(terms + (s.w.norm_h + k) * LANES, vload(h + k * LANES) * vload(at + k * LANES))
+            add_to(terms + (s.w.norm_h + k) * LANES, vload(h + k * LANES) * vload(at + k * LANES))
             vstore(h + k * LANES, vload(h + k * LANES) * single(s, s.w.norm_h + k, block))
     at = z + s.w.normed * LANES
     normalise_backward(d_x, gates * LANES, at, size, scales[0], gates, s.w.hidden)

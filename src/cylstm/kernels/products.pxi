@@ -177,7 +177,8 @@ cdef inline void cell_backward(const Sequence *s, const Part *p, Py_ssize_t step
             d_x = <real *>s.d_x + at * s.w.gates * LANES
             d_h = <real *>s.d_h + at * s.d_h_gates * LANES
             backward_block(s, gates_at(s, p, step, row) + block * s.w.slots * LANES, d_x, d_h,
-                           <real *>s.d_singles + at * s.w.singles * LANES, step, row, block,
+                           <real *>s.d_singles + (row * s.w.blocks + block) * s.w.singles * LANES,
+                           step, row, block,
                            entry, plain)
             if s.w.hidden < (block + 1) * LANES:
                 clear_padding(s, d_x, s.w.gates, block)
@@ -312,7 +313,7 @@ cdef void weight_gradient(const Sequence *s, const Part *p) noexcept nogil:
         input_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
         recurrent_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
         if s.w.singles:
-            single_gradient(s, block, s.first[p.step1] - p.origin)
+            single_gradient(s, block, s.active[p.step0])
 
 
 cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
@@ -343,21 +344,17 @@ cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t
               <real *>s.dw_2 + block * s.w.hidden * LANES)
 
 
-cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t entries) noexcept nogil:
-    """Weights of single units: sums over the entries, partial ones as in the tile."""
-    cdef Py_ssize_t stride = s.w.blocks * s.w.singles * LANES, which, entry
+cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t rows) noexcept nogil:
+    """Weights of single units: the chunk's sums of each row, which start again from 0."""
+    cdef Py_ssize_t row, which
     cdef real *at
     cdef real *total
-    cdef vec part
-    for which in range(s.w.singles):
-        at = <real *>s.d_singles + (block * s.w.singles + which) * LANES
-        total = <real *>s.d_single + (block * s.w.singles + which) * LANES
-        part = vset(0)
-        for entry in range(entries):
-            part = part + vload(at + entry * stride)
-            if entry % FOLD == FOLD - 1 or entry == entries - 1:
-                vstore(total, vload(total) + part)
-                part = vset(0)
+    for row in range(rows):
+        for which in range(s.w.singles):
+            at = <real *>s.d_singles + ((row * s.w.blocks + block) * s.w.singles + which) * LANES
+            total = <real *>s.d_single + (block * s.w.singles + which) * LANES
+            vstore(total, vload(total) + vload(at))
+            vstore(at, vset(0))
 
 
 cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,

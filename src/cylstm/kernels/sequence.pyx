@@ -52,6 +52,8 @@ cdef extern from * nogil:
     #define CHUNK_ENTRIES 256
     /* Rows one thread takes at a time, so that scratch does not grow with the batch. */
     #define GROUP_ROWS 64
+    /* Groups for each thread, if there are rows enough. */
+    #define CLAIMS 2
     /* Entries of dx claimed at a time. */
     #define DX_ENTRIES 48
     /* Work, in multiply-adds, below which waking a second thread costs more than it saves, and that
@@ -68,6 +70,7 @@ cdef extern from * nogil:
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
     const Py_ssize_t GROUP_ROWS
+    const Py_ssize_t CLAIMS
     const Py_ssize_t DX_ENTRIES
     const Py_ssize_t SERIAL_WORK
     const Py_ssize_t SERIAL_STEP
@@ -125,12 +128,16 @@ include "call.pxi"
 
 cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
     """Groups of rows for threads to claim; 0 if they had better share rows and own blocks."""
-    cdef Py_ssize_t rows = call.seq[0].active[0]
+    cdef Py_ssize_t rows = call.seq[0].active[0], directions = call.directions
     cdef Py_ssize_t groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
-    if groups * call.directions >= threads:
+    if threads == 1:
         return groups
-    # A norm needs whole rows.
-    return max(1, min(rows, threads)) if call.seq[0].w.norm != NONE else min(rows // 8, threads)
+    if call.seq[0].w.norm != NONE:
+        return max(groups, min(rows, threads))  # a norm needs whole rows
+    # Several for each thread, so that one that is kept waiting holds up little; eight rows at
+    # least, so that weights are read for many.
+    groups = max(groups, min(rows // 8, CLAIMS * threads // directions))
+    return groups if groups * directions >= threads else 0
 
 
 cdef int team_size(Call call, int threads):

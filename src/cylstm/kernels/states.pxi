@@ -41,6 +41,11 @@ cdef inline vec single(const Sequence *s, Py_ssize_t which, Py_ssize_t block) no
     return vload(<real *>s.w.single + (block * s.w.singles + which) * LANES)
 
 
+cdef inline void add_to(real *at, vec v) noexcept nogil:
+    """Add to the gradient of a weight of single units."""
+    vstore(at, vload(at) + v)
+
+
 cdef inline vec masked(const Sequence *s, Py_ssize_t row, Py_ssize_t block,
                        vec v) noexcept nogil:
     """Recurrent dropout: the same factors at every step (Gal and Ghahramani 2016)."""

@@ -37,7 +37,8 @@ ctypedef struct Run:
     bint crowded            # a thread was kept from running
     Py_ssize_t alone[2]     # meeting of a direction's team after which its leader is alone
     double patience         # seconds to wait for a thread that has its processor
-    double next_look        # time to ask for signals again
+    bint looked             # whether look_for_signals was called before
+    double next_look        # time to ask for signals again, 0 for not known
 
 
 ctypedef struct Member:
@@ -58,13 +59,20 @@ cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noe
 
 
 cdef void look_for_signals(Run *run) noexcept nogil:
-    """Ten times a second, let Python see a Ctrl-C."""
-    if seconds() < run.next_look:
+    """Ten times a second, let Python see a Ctrl-C; a short run never asks for the time."""
+    cdef double now
+    if not run.looked:
+        run.looked = True
+        return
+    now = seconds()
+    if run.next_look == 0:
+        run.next_look = now + 0.1
+    if now < run.next_look:
         return
     with gil:
         if PyErr_CheckSignals() != 0:
             run.interrupted = True
-    run.next_look = seconds() + 0.1
+    run.next_look = now + 0.1
 
 
 cdef bint meet(Run *run, Member *me) noexcept nogil:
@@ -243,7 +251,7 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
         team_init(&run.team[d])
     run.interrupted = run.crowded = False
     run.alone[0] = run.alone[1] = NEVER
-    run.next_look = seconds() + 0.1
+    run.looked, run.next_look = False, 0
     if threads == 1:
         with nogil:
             run_thread(run, 0, 1, is_forward)
