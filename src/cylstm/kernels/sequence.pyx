@@ -56,9 +56,12 @@ cdef extern from * nogil:
     #define CLAIMS 2
     /* Entries of dx claimed at a time. */
     #define DX_ENTRIES 48
-    /* Work, in multiply-adds, below which waking a second thread costs more than it saves, and that
-     * of one step below which meeting after it does. */
-    #define SERIAL_WORK 500000
+    /* Seconds of work below which waking a second thread costs more than it saves, as estimated by
+     * these rates (float32 multiply-adds, bytes of weights; a second); and the multiply-adds of one
+     * step below which meeting after it does. */
+    #define SERIAL_SECONDS 9e-6
+    #define MULTIPLY_ADDS 110e9
+    #define WEIGHT_BYTES 150e9
     #define SERIAL_STEP 100000
     /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
      * running, and how long calls then stay on one thread: long enough to pay for the next try. */
@@ -72,7 +75,9 @@ cdef extern from * nogil:
     const Py_ssize_t GROUP_ROWS
     const Py_ssize_t CLAIMS
     const Py_ssize_t DX_ENTRIES
-    const Py_ssize_t SERIAL_WORK
+    const double SERIAL_SECONDS
+    const double MULTIPLY_ADDS
+    const double WEIGHT_BYTES
     const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
     const double PATIENCE
@@ -140,12 +145,20 @@ cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
     return groups if groups * directions >= threads else 0
 
 
+cdef double estimate(Call call) noexcept:
+    """Seconds a forward pass takes one thread at least."""
+    cdef Sequence *s = &call.seq[0]
+    cdef Py_ssize_t itemsize = call.level.itemsize
+    cdef double read = (<double>call.directions * s.w.gates * s.w.hidden * itemsize
+                        * (s.w.inputs + s.steps * s.w.outputs))
+    return max(call.work() * (itemsize / 4.0) / MULTIPLY_ADDS, read / WEIGHT_BYTES)
+
+
 cdef int team_size(Call call, int threads):
     """Threads worth waking: one for small work, and while others need the processors."""
-    cdef Py_ssize_t work = call.work()
-    if not HAS_OPENMP or threads == 1 or work < SERIAL_WORK or was_forked():
+    if not HAS_OPENMP or threads == 1 or was_forked() or estimate(call) < SERIAL_SECONDS:
         return 1
-    if row_groups(call, threads) == 0 and work < SERIAL_STEP * call.seq[0].steps:
+    if row_groups(call, threads) == 0 and call.work() < SERIAL_STEP * call.seq[0].steps:
         return 1
     return 1 if seconds() < crowded_until else threads
 
