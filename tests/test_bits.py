@@ -126,9 +126,15 @@ OUTPUTS = """
 import sys
 import numpy as np
 from helpers import CELLS, DTYPES, problem
+from variants import ACTIVATION_VARIANTS, CELL_VARIANTS
 import cylstm
 
 arrays = {}
+for name, cell, options in CELL_VARIANTS + ACTIVATION_VARIANTS:
+    for dtype in DTYPES:
+        p = problem(cell, (3, 37, 2), rows=5, steps=9, lengths="random", dtype=dtype,
+                    bidirectional=True, **options)
+        arrays[f"{name}, {dtype}"] = p.infer()[0]
 for cell in CELLS:
     for dtype in DTYPES:
         for i, sizes in enumerate([(3, 5, 1), (17, 70, 2), (40, 128, 1)]):
@@ -155,6 +161,8 @@ def test_instruction_sets(tmp_path):
         for name, array in arrays.items():
             if isa == "base" and fused:  # no fused multiply-add: other roundings, same function
                 tolerance = 3e-6 if array.dtype == np.float32 else 1e-13
+                if "haste" in name or "tflite" in name:  # norms of rows that hardly vary
+                    tolerance *= 1000
                 assert_close(array, results[fused[0]][name], tolerance)
             elif fused:
                 assert_same_bits(array, results[fused[0]][name])
