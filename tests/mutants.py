@@ -19,7 +19,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 
 # What a build and a run of pytest import: the processes forked below have it already.
-import Cython.Build  # noqa: F401
+import Cython.Build
 import Cython.Compiler.Pipeline  # noqa: F401
 import hypothesis  # noqa: F401
 import pytest
@@ -47,7 +47,7 @@ COMPILED = {
     "sequence.pyx": ["sequence"],
     "machine.h": ["sequence"],
 }
-AT_ONCE = 2
+AT_ONCE = len(os.sched_getaffinity(0))
 SECONDS = 120  # after which a process is stopped
 
 
@@ -58,7 +58,7 @@ def build():
     runpy.run_path("setup.py")
 
 
-def test(tests):
+def run_tests(tests):
     """Run tests on the package in the current folder until one fails."""
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.path.insert(0, os.path.abspath("src"))
@@ -77,7 +77,7 @@ def try_original(folder, tests):
     for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:
         # In copies it stays up to date, whatever setup.py says it depends on.
         os.utime(built, (time.time() + 3600,) * 2)
-    return test(tests)
+    return run_tests(tests)
 
 
 def try_mutant(base, folder, mutant):
@@ -92,7 +92,7 @@ def try_mutant(base, folder, mutant):
                 built.unlink()
     if path.suffix != ".py":
         build()
-    return test(mutant.tests)
+    return run_tests(mutant.tests)
 
 
 def started(log, work, *arguments):
@@ -151,10 +151,12 @@ def try_all(mutants, scratch):
 
 
 def main(words):
-    wrong = [(mutant, found) for mutant in MUTANTS if 1 != (
-        found := (ROOT / "src" / "cylstm" / mutant.file).read_text().count(mutant.old))]
-    for mutant, found in wrong:
-        print(f"{mutant.file}, {mutant.why}: {mutant.old!r} occurs {found} times, expected once")
+    wrong = False
+    for mutant in MUTANTS:
+        found = (ROOT / "src" / "cylstm" / mutant.file).read_text().count(mutant.old)
+        if found != 1:
+            print(f"{mutant.file}, {mutant.why}: {mutant.old!r} occurs {found} times, not once")
+            wrong = True
     if wrong:
         return 1
     chosen = [m for m in MUTANTS if all(word in f"{m.file} {m.why}" for word in words)]

@@ -143,7 +143,7 @@ for cell in CELLS:
                             dtype=dtype, bidirectional=True)
                 y, state = p.infer()
                 for name, array in zip("yhc", (y, *state)):
-                    arrays[f"{cell} {dtype} {sizes} {rows} {name}"] = array
+                    arrays[f"{cell} {dtype} {i} {rows} {name}"] = array
 np.savez(sys.argv[1], **arrays)
 print(cylstm.config()["isa"])
 """
@@ -161,7 +161,7 @@ def test_instruction_sets(tmp_path):
         for name, array in arrays.items():
             if isa == "base" and fused:  # no fused multiply-add: other roundings, same function
                 tolerance = 3e-6 if array.dtype == np.float32 else 1e-13
-                if "haste" in name or "tflite" in name:  # norms of rows that hardly vary
+                if ", " in name:  # variants: norms of rows that hardly vary, unbounded gates
                     tolerance *= 1000
                 assert_close(array, results[fused[0]][name], tolerance)
             elif fused:
