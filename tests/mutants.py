@@ -21,9 +21,10 @@ from pathlib import Path
 # What a build and a run of pytest import: the processes forked below have it already.
 import Cython.Build
 import Cython.Compiler.Pipeline  # noqa: F401
+
 import hypothesis  # noqa: F401
 import pytest
-import setuptools  # noqa: F401
+import setuptools.command.build_ext  # noqa: F401
 from mutations import MUTANTS
 
 ROOT = Path(__file__).parent.parent

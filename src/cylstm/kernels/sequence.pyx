@@ -64,9 +64,11 @@ cdef extern from * nogil:
     #define WEIGHT_BYTES 150e9
     #define SERIAL_STEP 100000
     /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
-     * running, and how long calls then stay on one thread: long enough to pay for the next try. */
+     * running, and how long calls then stay on one thread: short after the first time, as another
+     * library's pool may just be going to sleep, and twice as long each time that a try fails. */
     #define PATIENCE 300e-6
-    #define CROWDED_SECONDS 50e-3
+    #define CROWDED_LEAST 1e-3
+    #define CROWDED_MOST 100e-3
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     """
@@ -81,7 +83,8 @@ cdef extern from * nogil:
     const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
     const double PATIENCE
-    const double CROWDED_SECONDS
+    const double CROWDED_LEAST
+    const double CROWDED_MOST
     bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
 
 watch_forks()

@@ -49,8 +49,9 @@ ctypedef struct Member:
     Py_ssize_t meetings
 
 
-# Seconds (monotonic) until which all calls run on one thread.
+# Seconds (monotonic) until which all calls run on one thread, and for how many the next time.
 cdef double crowded_until = 0
+cdef double crowded_for = CROWDED_LEAST
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
@@ -258,12 +259,20 @@ cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
     else:
         with nogil, parallel(num_threads=threads):
             run_thread(run, threadid(), omp_get_num_threads(), is_forward)
-        if run.crowded:
-            global crowded_until
-            crowded_until = seconds() + CROWDED_SECONDS
+        note_crowd(run.crowded)
     if run.interrupted:
         raise_pending()
     return 0
+
+
+cdef void note_crowd(bint crowded) noexcept:
+    """Stay on one thread for a while, or forget a little of earlier crowds."""
+    global crowded_until, crowded_for
+    if crowded:
+        crowded_until = seconds() + crowded_for
+        crowded_for = min(CROWDED_MOST, 2 * crowded_for)
+    else:
+        crowded_for = max(CROWDED_LEAST, 0.95 * crowded_for)
 
 
 cdef int raise_pending() except -1:
