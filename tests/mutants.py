@@ -20,8 +20,9 @@ from pathlib import Path
 
 # What a build and a run of pytest import: the processes forked below have it already.
 import Cython.Build
-import Cython.Compiler.Pipeline  # noqa: F401
-
+import Cython.Compiler.ModuleNode
+import Cython.Compiler.Optimize
+import Cython.Compiler.ParseTreeTransforms  # noqa: F401
 import hypothesis  # noqa: F401
 import pytest
 import setuptools.command.build_ext  # noqa: F401
@@ -33,7 +34,7 @@ F64, F32 = f"level_{LEVEL}_f64", f"level_{LEVEL}_f32"
 # Modules to compile again after a change of a file; none after one of a .py file. For the kernels
 # float64 is enough, except for the functions that differ.
 COMPILED = {
-    "activations.h": [F64, F32],
+    "activations.h": [F64],
     "simd.h": [F64, F32],
     "tile.h": [F64],
     "states.pxi": [F64],

@@ -13,6 +13,7 @@ from helpers import (
 from variants import CELL_VARIANTS, named
 
 from cylstm.kernels.dispatch import activation
+from cylstm.kernels.sequence import ACTIVATIONS
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)
 
@@ -23,6 +24,14 @@ def test_a_thresholded_relu_is_0_at_its_threshold(dtype):
     x = np.array([at, np.nextafter(at, 1), np.nextafter(at, 0), -1], dtype)
     y = activation("thresholdedrelu", x, alpha=0.25)
     np.testing.assert_array_equal(y, [0, x[1], 0, 0])
+
+
+@BOTH
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_nan_passes_every_activation(name, dtype):
+    x = np.array([1, np.nan, -1, -np.nan], dtype)
+    y = activation(name, x, alpha=0.5, beta=0.25)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(x))
 
 
 EXACT = {  # in long double
