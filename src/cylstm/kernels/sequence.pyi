@@ -6,6 +6,7 @@ from cylstm.cells import Cell, Extras
 
 OPENMP: Final[bool]
 ACTIVATIONS: Final[dict[str, int]]
+PICKS: Final[dict[str, int]]
 
 def cpu_levels() -> list[str]: ...
 def openmp_max_threads() -> int: ...
@@ -69,7 +70,7 @@ def backward(
     dx: list[npt.NDArray[Any]],
     gradients: list[tuple[npt.NDArray[Any] | None, ...]],
     threads: int,
-    clip_step: float = 0,
+    clip_step: float = 0.0,
 ) -> tuple[npt.NDArray[Any], ...]: ...
 def workspace(
     weights: list[Packed],
