@@ -176,8 +176,11 @@ class Recurrent(Parameters):
                         self.dropconnect)  # fmt: skip
         checks.excludes("layer_norm", self.layer_norm, "reset_after", not self.reset_after,
                         "False")  # fmt: skip
-        checks.excludes("proj_size", self.proj_size, "hidden_size",
-                        self.proj_size >= min(self.hidden_sizes), self.hidden_size)  # fmt: skip
+        if self.proj_size >= min(self.hidden_sizes):
+            raise ValueError(
+                f"proj_size: expected less than hidden_size={self.hidden_size}, "
+                f"got {self.proj_size}"
+            )
 
     def _initialise(self) -> None:
         """PyTorch's initial values; those of layer norms are 1 and 0."""
