@@ -6,14 +6,16 @@ the place where each row starts.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cylstm import checks
 from cylstm.cells import Extras
 from cylstm.params import Array
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 POOLED = ("last", "mean", "max")
 

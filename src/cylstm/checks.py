@@ -5,12 +5,16 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:  # numpy.typing takes time to import
+    Array = np.ndarray
 
 READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
 WRITEABLE = READY | 0x400

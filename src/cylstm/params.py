@@ -6,19 +6,22 @@ and all-reduces see one contiguous vector per module and never need the names.
 
 from __future__ import annotations
 
-import copy
 import math
 import os
-import threading
 import weakref
+from _thread import RLock  # all that is needed of threading, which takes time to import
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+else:  # numpy.typing takes time to import
+    Array = np.ndarray
 if TYPE_CHECKING:  # naming numpy.random would import it
     Rng = int | np.random.Generator | None
 
@@ -29,7 +32,7 @@ _alive: weakref.WeakSet[Parameters] = weakref.WeakSet()
 def _renew_locks() -> None:
     """In a forked child: a thread that held a lock in the parent will never release it here."""
     for module in _alive:
-        module._lock = threading.RLock()
+        module._lock = RLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -69,7 +72,7 @@ class Parameters:
         self._make_views()
 
     def _make_views(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = RLock()
         _alive.add(self)
         # A view of a read-only memoryview: unlike `flags.writeable = False`, nobody can undo it.
         read_only = self._storage.data.toreadonly()
@@ -222,4 +225,6 @@ class Parameters:
 
     def __copy__(self) -> Parameters:
         """Copy everything: a change in one of two layers over one storage would be ignored."""
+        import copy  # seldom needed, and slow to import
+
         return copy.deepcopy(self)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cylstm.kernels import sequence
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 LEVELS = ("avx512", "avx2", "neon", "base")
 REALS = {"float32": "f32", "float64": "f64"}
@@ -24,6 +25,8 @@ MAX_ULP = {"sigmoid": 2.5, "tanh": 2.75}
 @cache
 def built() -> list[str]:
     """Instruction sets this build contains, best first."""
+    from importlib.util import find_spec  # seldom needed, and slow to import
+
     return [isa for isa in LEVELS if find_spec(f"cylstm.kernels.level_{isa}_f32")]
 
 
