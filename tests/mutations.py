@@ -205,7 +205,7 @@ CLIPS = [
     ),
     *planted(
         "recurrent.py", clipped("lstm"),
-        ("clip_step not passed on", "into, n_threads, bound", "into, n_threads, 0.0"),
+        ("clip_step not passed on", "dx, n_threads, bound", "dx, n_threads, 0.0"),
     ),
 ]  # fmt: skip
 
@@ -502,8 +502,7 @@ PROJECTION = [
          "p.block1 - p.block0, zeros, 0)\n\n\ncdef void state_backward",
          "p.block1 - p.block0, NULL, 0)\n\n\ncdef void state_backward"),
         ("gradient of the projection from another",
-         "<real *>s.d_2 + block * LANES, s.w.out_blocks, 1",
-         "<real *>s.d_x + block * LANES, s.w.out_blocks, 1"),
+         "<real *>s.d_2 + unit, s.w.out_blocks, 1", "<real *>s.d_x + unit, s.w.out_blocks, 1"),
         ("gradient of the projection dropped", "if s.w.w_2 != NULL and block < s.w.out_blocks:",
          "if False:"),
     ),
@@ -521,8 +520,8 @@ PROJECTION = [
     ),
     *planted(
         CALL, oracle("proj"),
-        ("gradient of the projection not unpacked",
-         "level.unpack_add(s.dw_2, w.outputs, w.hidden, 1, 0, into)", "pass"),
+        ("gradient of the projection not added",
+         'self.add_matrix(s.dw_2, w.outputs, w.hidden, dw_hr, "dw_hr", look_only)', "pass"),
     ),
     *planted(
         LOOP, oracle("proj"),
@@ -563,8 +562,10 @@ GRU = [
         PRODUCTS, oracle("gru"),
         ("GRU backward: recurrent gradients from those of the input",
          "fill_panel(p, <real *>s.d_h +", "fill_panel(p, <real *>s.d_x +"),
+        ("GRU backward: input weights' gradient in slot order", "2 if s.w.cell == GRU else 0, s",
+         "0, s"),
         ("GRU backward: no recurrent bias gradient",
-         "outer(p, entries, &one, 0, 1, gates, <real *>s.db_hh + block * size)", "pass"),
+         "bias_gradient(s, p, entries, gates, <real *>s.db_hh + unit * gates)", "pass"),
     ),
     *planted(
         CALL, oracle("gru"),
@@ -600,8 +601,8 @@ RESET_BEFORE = [
         ("reset before: W x lost", "init = zeros if projects else NULL", "init = zeros"),
         ("reset before: U_z is U_r", "s.w.w_hh + (k * s.w.blocks + block) * size",
          "s.w.w_hh + block * size"),
-        ("reset before: dU_z added to dU_r", "s.dw_hh + (k * s.w.blocks + block)",
-         "s.dw_hh + (0 * s.w.blocks + block)"),
+        ("reset before: dU_z added to dU_r", "s.dw_hh + (k * s.w.hidden + unit)",
+         "s.dw_hh + (0 * s.w.hidden + unit)"),
     ),
     *planted(
         "weights.py", oracle("reset_before"),
@@ -615,8 +616,8 @@ RESET_BEFORE = [
     ),
     *planted(
         CALL, oracle("reset_before"),
-        ("reset before: dU_n added to dU_z", "into + 2 * w.hidden * w.outputs",
-         "into + w.hidden * w.outputs"),
+        ("reset before: dU_n added to dU_z", "s.dw_hh + 2 * s.w.hidden * out_width",
+         "s.dw_hh + s.w.hidden * out_width"),
     ),
 ]  # fmt: skip
 
@@ -766,7 +767,7 @@ EVERY_CELL = [
         ("backward: y_t for y_{t-1} in the recurrent weights' gradient",
          "memcpy(h, state(s, step, row, 0),", "memcpy(h, state(s, step + 1, row, 0),"),
         ("backward: no bias gradient",
-         "outer(p, entries, &one, 0, 1, gates, <real *>s.db_ih + block * size)", "pass"),
+         "bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)", "pass"),
         ("steps beyond a row's length run", "min(p.row1, s.active[step])", "p.row1"),
     ),
     *planted(
@@ -785,6 +786,7 @@ EVERY_CELL = [
     ),
     *planted(
         PRODUCTS, [*oracle("peepholes"), *chunks("peepholes")],
+        ("every chunk's sums start from 0", "zeros if s.active[p.step1] == 0 else NULL", "zeros"),
         ("single weights' gradients of the last row alone",
          "vstore(total, vload(total) + vload(at))", "vstore(total, vload(at))"),
         ("single weights' gradients of a chunk go into the next one",
@@ -1032,9 +1034,21 @@ TRACES = planted(
 
 LAYERS = [
     *planted(
-        "recurrent.py", ["test_gradients.py::test_gradients_accumulate_and_a_tape_serves_twice"],
-        ("gradients do not accumulate", "self.flat_grads += gradient",
-         "self.flat_grads[...] = gradient"),
+        PACKING, every_cell("test_gradients.py::test_gradients_accumulate_and_a_tape_serves_twice"),
+        ("gradients of matrices do not accumulate",
+         "vload_part(to + k, size - k) + vload(at + k)", "vload(at + k)"),
+        ("gradients of biases do not accumulate",
+         "(<real *>w)[natural_row(hidden, gates, turn, unit, slot)] += (",
+         "(<real *>w)[natural_row(hidden, gates, turn, unit, slot)] = ("),
+    ),
+    *planted(
+        NATIVE, ["test_native.py::test_gradients_are_added_all_or_none"],
+        ("gradients added before all are looked at", "for look_only in (True, False):",
+         "for look_only in (False,):"),
+    ),
+    *planted(
+        NATIVE, every_cell("test_sequences.py::test_no_step_no_gradient"),
+        ("gradients of no steps added", " or call.seq[d].first[call.seq[d].steps] == 0", ""),
     ),
     *planted(
         "recurrent.py", ["test_layers.py::test_a_changed_weight_is_never_ignored"],

@@ -20,7 +20,7 @@ def forward(w=None, x=X, y=None, initial=NOTHING, lengths=None, taped=True):
 
 
 def gradients():
-    return [(np.zeros((1, 20, 4), "f"), np.zeros((1, 20, 5), "f"), None, None, None, None)]
+    return [[(np.zeros((1, 20, 4), "f"), np.zeros((1, 20, 5), "f"), None, None, None, None)]]
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,40 @@ def test_none_is_refused(name):
         elif name == "x":
             forward(x=None)
         else:
-            sequence.backward(None, None, NOTHING, [X.copy()], gradients(), 1)
+            sequence.backward(None, None, NOTHING, [X.copy()], 1)
 
 
 def test_backward_refuses():
     tape = forward()[2]
-    good = {"dfinal": NOTHING, "dx": [np.zeros_like(X)], "gradients": gradients()}
-    sequence.backward(tape, None, *good.values(), 1)
+    good = {"dfinal": NOTHING, "dx": [np.zeros_like(X)]}
+    call = sequence.backward(tape, None, *good.values(), 1)[1]
     for name in good:
         wrong = good | {name: type(good[name])()}
         with pytest.raises(ValueError, match=f"{name}: expected"):
             sequence.backward(tape, None, *wrong.values(), 1)
-    for tapeless in (forward(taped=False)[2], sequence.Call.__new__(sequence.Call)):
+    for tapeless in (forward(taped=False)[2], call, sequence.Call.__new__(sequence.Call)):
         with pytest.raises(ValueError, match="tape: expected"):
             sequence.backward(tapeless, None, *good.values(), 1)
         with pytest.raises(ValueError, match="d: expected"):
             tapeless.recorded(0)
     with pytest.raises(ValueError, match="d: expected"):
         tape.recorded(1)
+
+
+def test_gradients_are_added_all_or_none():
+    x = np.ones_like(X)
+    tape = forward(x=x)[2]
+    dy = np.ones((STEPS, ROWS, HIDDEN), "f")
+    calls = [sequence.backward(tape, dy, NOTHING, [np.zeros_like(X)], 1)[1] for _ in range(2)]
+    good, other = gradients(), gradients()
+    sequence.add_gradients(calls, good + other)
+    assert np.abs(good[0][0][0]).min() > 0
+    np.testing.assert_array_equal(good[0][0][0], other[0][0][0])
+    for wrong in ([], [[]], [[()]], [[(np.zeros((1, 20, 5), "f"), *good[0][0][1:])]]):
+        first = gradients()
+        with pytest.raises(ValueError, match=": expected"):
+            sequence.add_gradients(calls, first + wrong)
+        assert not first[0][0][0].any()
+    for nothing in (tape, sequence.Call.__new__(sequence.Call), None):
+        with pytest.raises(ValueError, match="calls: expected"):
+            sequence.add_gradients([nothing], gradients())

@@ -38,6 +38,19 @@ def test_nothing_to_do(cell, dtype, steps, rows, lengths, bidirectional):
 
 
 @EVERY
+def test_no_step_no_gradient(cell):
+    """Whatever the memory of earlier calls holds."""
+    p = problem(cell, (40, 64), steps=5, rows=3, lengths=[5, 3, 4])
+    _, _, tape = p.forward()
+    p.backward(tape)
+    assert np.any(p.layer.flat_grads)
+    before = p.layer.flat_grads.copy()
+    _, _, tape = p.layer.forward(p.x, lengths=[0, 0, 0])
+    p.layer.backward(tape, p.dy)
+    assert_same_bits(p.layer.flat_grads, before)
+
+
+@EVERY
 def test_nothing_to_do_unbatched(cell):
     p = problem(cell, (3, 18, 2), rows=1)
     y, state = p.layer(p.x[:0, 0], joined(tuple(s[:, 0] for s in p.state)))

@@ -535,9 +535,8 @@ class Recurrent(Parameters):
         if dy is not None:
             dy = outputs.gradient(self, dy, batch)
         dfinals = states.inward(self, "dstate", dstate, batch)
-        gradient = np.zeros_like(self.flat_params)
-        views = self.split(gradient)
         dinitials: list[Parts] = []
+        calls: list[sequence.Call] = []
         for depth in reversed(range(self.num_layers)):
             drawn, both = tape.masks[depth], None
             if dy is not None:
@@ -547,20 +546,16 @@ class Recurrent(Parameters):
                     self, dy, batch if depth == self.num_layers - 1 else None, tape.both[depth]
                 )
             dx = [self._room(batch, depth) for _ in range(self.num_directions)]
-            dropped = drawn.get("dropconnect", [None] * self.num_directions)
-            directions = list(zip(self._directions(), dropped, strict=True))
-            into = [weights.gradients(self, views, f"l{depth}{d}", mask) for d, mask in directions]
-            dinitial = sequence.backward(
-                tape.calls[depth], both, dfinals[depth], dx, into, n_threads, bound
+            dinitial, call = sequence.backward(
+                tape.calls[depth], both, dfinals[depth], dx, n_threads, bound
             )
-            for found, (d, mask) in zip(into, directions, strict=True):
-                weights.add_rest(self, views, f"l{depth}{d}", found, mask)
             dinitials.insert(0, dinitial)
+            calls.insert(0, call)
             if self.bidirectional:
                 dx[0] += dx[1]
             dy = dx[0]
-        with self._lock:
-            self.flat_grads += gradient
+        # Only now that nothing can fail any more.
+        weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks])
         return batch.x_outward(dy), states.outward(self, dinitials, batch)
 
     def _room(self, batch: Batch, depth: int) -> Array:
@@ -613,17 +608,18 @@ class Recurrent(Parameters):
         """
         steps, rows = checks.size("steps", steps, 0), checks.size("rows", rows, 0)
         n_threads = threads.number(num_threads)
-        forward, backward, between = [], [0], [0]
+        forward, backward, sums, between = [], [0], [0], [0]
         checkpoint = self._interval(checkpoint)
         batch = Batch(np.broadcast_to(self.dtype.type(0), (steps, rows, self.input_size)),
                       self.input_size, self.dtype, False, None, None, "all")  # fmt: skip
         extras = batch.extras(True, self._asked(batch, {}, checkpoint, False))
         for depth, packed in enumerate(self._weights(training)):
-            f, b = sequence.workspace(packed, steps, rows, training, n_threads, extras)
+            f, b, g = sequence.workspace(packed, steps, rows, training, n_threads, extras)
             forward.append(f)
             backward.append(b)
+            sums.append(g)
             if depth < self.num_layers - 1:
                 between.append(steps * rows * self._merged(depth) * self.dtype.itemsize)
         if training:
-            return sum(forward) + max(backward) + sum(between)
+            return sum(forward) + max(backward) + sum(sums) + sum(between)
         return max(forward) + sum(sorted(between)[-2:])

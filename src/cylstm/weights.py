@@ -109,10 +109,25 @@ def single_sizes(layer: Recurrent, depth: int) -> dict[str, int]:
     return found
 
 
-def gradients(
+def add_gradients(
+    layer: Recurrent, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
+) -> None:
+    """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
+    with layer._lock:
+        views = layer.split(layer.flat_grads)
+        masks = [m or [None] * layer.num_directions for m in dropconnect]
+        directions = list(zip(layer._suffixes(), sum(masks, []), strict=True))
+        into = [_places(layer, views, suffix, mask) for suffix, mask in directions]
+        d = layer.num_directions
+        sequence.add_gradients(calls, [into[i : i + d] for i in range(0, len(into), d)])
+        for found, (suffix, mask) in zip(into, directions, strict=True):
+            _add_rest(layer, views, suffix, found, mask)
+
+
+def _places(
     layer: Recurrent, views: Mapping[str, Array], suffix: str, dropconnect: Array | None
 ) -> tuple[Array | None, ...]:
-    """Where `sequence.backward` adds one direction's gradients; see `add_rest`."""
+    """Where `sequence.add_gradients` adds one direction's; see `_add_rest`."""
     into = of_direction(layer, views, suffix)
     w_hh = into["weight_hh"]
     biases = [None if layer.layer_norm else into.get(name) for name in BIASES]
@@ -126,14 +141,14 @@ def gradients(
     )
 
 
-def add_rest(
+def _add_rest(
     layer: Recurrent,
     views: Mapping[str, Array],
     suffix: str,
     found: tuple[Array | None, ...],
     dropconnect: Array | None,
 ) -> None:
-    """Add what `sequence.backward` could not add in place."""
+    """Add what `sequence.add_gradients` could not add in place."""
     _, dw_hh, _, _, _, single = found
     if dropconnect is not None and dw_hh is not None:
         views[f"weight_hh_{suffix}"] += dw_hh[0] * dropconnect

@@ -23,6 +23,7 @@ cdef class Call:
     cdef Py_ssize_t *row        # (rows) place of each sorted row in the caller's batch
     cdef Py_ssize_t *length     # (rows) its steps
     cdef Arena arena            # what the pointers in seq point into, as do weights, x and extras
+    cdef Arena sums             # likewise, of a backward call: gradients of the weights
     cdef list weights
     cdef object extras
     cdef Call forward_call      # whose arena a backward call points into, too
@@ -319,8 +320,8 @@ cdef class Call:
         cdef Call call = Call.__new__(Call)
         cdef Py_ssize_t d
         cdef Sequence *s
-        call.arena, call.weights, call.directions, call.level = Arena(), self.weights, \
-            self.directions, self.level
+        call.arena, call.sums, call.weights = Arena(), Arena(), self.weights
+        call.directions, call.level = self.directions, self.level
         call.row, call.length, call.x, call.extras = self.row, self.length, self.x, self.extras
         call.window, call.forward_call = self.window, self
         for d in range(self.directions):
@@ -340,7 +341,7 @@ cdef class Call:
         cdef Arena arena = self.arena
         cdef Py_ssize_t itemsize = self.level.itemsize, vector = self.level.lanes * itemsize
         cdef Py_ssize_t width = s.w.blocks * vector, out_width = s.w.out_blocks * vector
-        cdef Py_ssize_t entries = max(CHUNK_ENTRIES, s.rows)
+        cdef Py_ssize_t entries = max(CHUNK_ENTRIES, s.rows), units = s.w.gates * s.w.hidden
         s.d_x = arena.room(times(entries, s.w.gates), width)
         s.d_h, s.d_h_gates = s.d_x, s.w.gates
         s.db_hh = NULL
@@ -348,7 +349,7 @@ cdef class Call:
             s.d_h_gates = 2 if s.w.reset_before else s.w.gates
             s.d_h = arena.room(times(entries, s.d_h_gates), width)
         if s.w.cell == GRU and not s.w.reset_before:
-            s.db_hh = arena.room(s.w.gates, width, True)
+            s.db_hh = self.sums.room(s.w.gates, width)
         s.x_stride = odd_lines(s.w.inputs, itemsize)
         s.h_stride = odd_lines(s.w.outputs, itemsize)
         s.x_copy = arena.room(times(entries, s.x_stride), itemsize)
@@ -356,18 +357,20 @@ cdef class Call:
         s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
         s.dh = arena.room(s.rows, out_width)
         s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
-        s.dw_ih = arena.room(times(s.w.gates, s.w.inputs), width, True)
-        s.db_ih = arena.room(s.w.gates, width, True)
-        s.dw_hh = arena.room(times(s.w.h_products * s.w.h_gates, s.w.outputs), width, True)
+        s.dw_ih = self.sums.room(units, s.w.in_blocks * vector)
+        s.db_ih = self.sums.room(s.w.gates, width)
+        s.dw_hh = self.sums.room(units if s.w.h_products else 0, out_width)
         if s.w.w_2 != NULL:
+            # Reset before: U_n's are among those of U.
+            s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.cell == LSTM \
+                else <char *>s.dw_hh + 2 * s.w.hidden * out_width
             s.d_2 = arena.room(entries, out_width)
             s.d_second = arena.room(s.rows, width)
             s.second_stride = odd_lines(s.w.hidden, itemsize)
             s.second_copy = arena.room(times(entries, s.second_stride), itemsize)
-            s.dw_2 = arena.room(s.w.hidden, out_width, True)
         if s.w.singles:
             s.d_singles = arena.room(times(s.rows, s.w.singles), width, True)
-            s.d_single = arena.room(s.w.singles, width, True)
+            s.d_single = self.sums.room(s.w.singles, width, True)
         return 0
 
     cdef int look_gradients(self, Py_ssize_t d, dy, dx) except -1:
@@ -389,49 +392,46 @@ cdef class Call:
             self.outputs_at(d, &view, &s.dy, &s.dy_row, &s.dy_step)
         return 0
 
-    cdef int add_gradients(self, Py_ssize_t d, tuple gradients) except -1:
+    cdef int add_gradients(self, Py_ssize_t d, tuple gradients, bint look_only) except -1:
         """Add one direction's to (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single); None is left."""
-        cdef Weights *w = &self.seq[d].w
         cdef Sequence *s = &self.seq[d]
-        cdef Level *level = self.level
-        cdef Py_ssize_t turn = 2 if w.cell == GRU else 0, k, size
-        cdef char *into
+        cdef Weights *w = &s.w
+        cdef Py_ssize_t units = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
         expect("gradients", gradients, 6)
         dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single = gradients
-        into = self.look_gradient(dw_ih, w.gates * w.hidden, w.inputs, "dw_ih")
-        level.unpack_add(s.dw_ih, w.hidden, w.inputs, w.gates, turn, into)
+        self.add_matrix(s.dw_ih, units, w.inputs, dw_ih, "dw_ih", look_only)
         if w.h_products:
-            into = self.look_gradient(dw_hh, w.gates * w.hidden, w.outputs, "dw_hh")
-            size = w.blocks * level.lanes * w.outputs * level.itemsize
-            for k in range(w.h_products):
-                level.unpack_add(<char *>s.dw_hh + k * size, w.hidden, w.outputs, w.h_gates, 0,
-                                 into + k * w.hidden * w.outputs * level.itemsize)
-            if w.reset_before:
-                level.unpack_add(s.dw_2, w.hidden, w.outputs, 1, 0,
-                                 into + 2 * w.hidden * w.outputs * level.itemsize)
-            elif w.w_2 != NULL:
-                into = self.look_gradient(dw_hr, w.outputs, w.hidden, "dw_hr")
-                level.unpack_add(s.dw_2, w.outputs, w.hidden, 1, 0, into)
+            self.add_matrix(s.dw_hh, units, w.outputs, dw_hh, "dw_hh", look_only)
+        if w.w_2 != NULL and w.cell == LSTM:
+            self.add_matrix(s.dw_2, w.outputs, w.hidden, dw_hr, "dw_hr", look_only)
         if db_ih is not None:
-            into = self.look_gradient(db_ih, 1, w.gates * w.hidden, "db_ih")
-            level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, into)
-            into = self.look_gradient(db_hh, 1, w.gates * w.hidden, "db_hh")
+            self.add_vector(s.db_ih, w.gates, turn, db_ih, "db_ih", look_only)
             if s.db_hh == NULL:
-                level.unpack_add(s.db_ih, w.hidden, 1, w.gates, turn, into)
+                self.add_vector(s.db_ih, w.gates, turn, db_hh, "db_hh", look_only)
             else:
-                level.unpack_add(s.db_hh, w.hidden, 1, w.gates, 0, into)
+                self.add_vector(s.db_hh, w.gates, 0, db_hh, "db_hh", look_only)
         if w.singles:
-            into = self.look_gradient(d_single, 1, w.singles * w.hidden, "d_single")
-            level.unpack_add(s.d_single, w.hidden, 1, w.singles, 0, into)
+            self.add_vector(s.d_single, w.singles, 0, d_single, "d_single", look_only)
         return 0
 
-    cdef char *look_gradient(self, array, Py_ssize_t rows, Py_ssize_t columns,
-                             str name) except NULL:
+    cdef int add_matrix(self, void *sums, Py_ssize_t rows, Py_ssize_t columns, into, str name,
+                        bint look_only) except -1:
         cdef View view
-        look(&view, array, self.level.itemsize, 1, rows, columns, name, True)
+        look(&view, into, self.level.itemsize, 1, rows, columns, name, True)
         if rows > 1 and view.inner != columns * self.level.itemsize:
             raise ValueError(f"{name}: expected a contiguous array")
-        return view.data
+        if not look_only:
+            self.level.add_rows(sums, rows, columns, view.data)
+        return 0
+
+    cdef int add_vector(self, void *sums, Py_ssize_t gates, Py_ssize_t turn, into, str name,
+                        bint look_only) except -1:
+        cdef View view
+        cdef Py_ssize_t hidden = self.seq[0].w.hidden
+        look(&view, into, self.level.itemsize, 1, 1, gates * hidden, name, True)
+        if not look_only:
+            self.level.unpack_add(sums, hidden, gates, turn, view.data)
+        return 0
 
     def recorded(self, Py_ssize_t d):
         """What the tape of direction `d` holds, for inspection.
@@ -443,7 +443,7 @@ cdef class Call:
             recorded), c after each entry (entries, H) or None, h likewise (entries, P), time and
             row of each entry in the caller's batch.
         """
-        if not 0 <= d < self.directions or self.seq[d].tape == NULL:
+        if not 0 <= d < self.directions or self.seq[d].tape == NULL or self.arena is None:
             raise ValueError(f"d: expected a direction with a tape, got {d}")
         cdef Sequence *s = &self.seq[d]
         cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b

@@ -143,9 +143,9 @@ ctypedef struct Sequence:
     Py_ssize_t x_stride
     Py_ssize_t h_stride
     Py_ssize_t second_stride
-    void *dw_ih             # IN/OUT as w_ih
-    void *dw_hh             # IN/OUT as w_hh
-    void *dw_2              # IN/OUT as w_2
+    void *dw_ih             # OUT (G * hidden, in_blocks * lanes)
+    void *dw_hh             # OUT (G * hidden, out_blocks * lanes)
+    void *dw_2              # OUT (outputs, blocks * lanes); reset before: in dw_hh
     void *d_single          # IN/OUT as single
     void *db_ih             # IN/OUT (blocks, G, lanes)
     void *db_hh             # IN/OUT (blocks, G, lanes); NULL unless it differs from db_ih
@@ -176,8 +176,10 @@ ctypedef struct Level:
                  Py_ssize_t turn, void *packed) noexcept nogil
     void (*pack_transposed)(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                             Py_ssize_t turn, void *packed) noexcept nogil
-    void (*unpack_add)(const void *packed, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                       Py_ssize_t turn, void *w) noexcept nogil
+    void (*unpack_add)(const void *packed, Py_ssize_t hidden, Py_ssize_t gates, Py_ssize_t turn,
+                       void *w) noexcept nogil
+    void (*add_rows)(const void *rows, Py_ssize_t count, Py_ssize_t size,
+                     void *into) noexcept nogil
     void (*project)(const Sequence *s, const Part *p) noexcept nogil
     void (*forward_step)(const Sequence *s, const Part *p, Py_ssize_t step,
                          Py_ssize_t phase) noexcept nogil

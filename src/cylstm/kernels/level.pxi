@@ -51,11 +51,11 @@ cdef extern from "tile.h" nogil:
     Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
 
+include "packing.pxi"
 include "states.pxi"
 include "cells.pxi"
 include "products.pxi"
 include "norms.pxi"
-include "packing.pxi"
 
 cdef void activation(const Activation *act, const void *x, void *y, Py_ssize_t n) noexcept nogil:
     """y = f(x), for tests of the functions the cells use."""
@@ -71,6 +71,7 @@ level.itemsize = sizeof(real)
 level.pack = pack
 level.pack_transposed = pack_transposed
 level.unpack_add = unpack_add
+level.add_rows = add_rows
 level.project = project
 level.forward_step = forward_step
 level.backward_step = backward_step

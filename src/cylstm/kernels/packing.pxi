@@ -10,33 +10,45 @@ cdef inline Py_ssize_t natural_row(Py_ssize_t hidden, Py_ssize_t gates, Py_ssize
 
 cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                Py_ssize_t turn, void *packed) noexcept nogil:
-    """packed (blocks, depth, G, lanes) from w, which it fills except for padding."""
-    exchange(<real *>w, hidden, depth, gates, turn, <real *>packed, False)
+    """packed (blocks, depth, G, lanes) from w, which it fills except for padding.
 
-
-cdef void unpack_add(const void *packed, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                     Py_ssize_t turn, void *w) noexcept nogil:
-    """w += the inverse of pack."""
-    exchange(<real *>w, hidden, depth, gates, turn, <real *>packed, True)
-
-
-cdef inline void exchange(real *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                          Py_ssize_t turn, real *packed, bint back) noexcept nogil:
-    """Pack or unpack in squares of a vector's size, so that each cache line is met once."""
+    In squares of a vector's size, so that each cache line is met once.
+    """
     cdef Py_ssize_t block, slot, square, unit, k, stride = gates * LANES
-    cdef real *row
-    cdef real *at
+    cdef const real *row
+    cdef real *into
     for block in range((hidden + LANES - 1) // LANES):
         for slot in range(gates):
             for square in range((depth + LANES - 1) // LANES):
                 for unit in range(block * LANES, min(hidden, (block + 1) * LANES)):
-                    row = w + natural_row(hidden, gates, turn, unit, slot) * depth
-                    at = packed + (block * depth * gates + slot) * LANES + unit % LANES
+                    row = <real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
+                    into = <real *>packed + (block * depth * gates + slot) * LANES + unit % LANES
                     for k in range(square * LANES, min(depth, (square + 1) * LANES)):
-                        if back:
-                            row[k] += at[k * stride]
-                        else:
-                            at[k * stride] = row[k]
+                        into[k * stride] = row[k]
+
+
+cdef void unpack_add(const void *packed, Py_ssize_t hidden, Py_ssize_t gates, Py_ssize_t turn,
+                     void *w) noexcept nogil:
+    """w += the inverse of pack, of a depth of 1: biases and the like."""
+    cdef Py_ssize_t unit, slot
+    for unit in range(hidden):
+        for slot in range(gates):
+            (<real *>w)[natural_row(hidden, gates, turn, unit, slot)] += (
+                <real *>packed)[(unit // LANES * gates + slot) * LANES + unit % LANES]
+
+
+cdef void add_rows(const void *rows, Py_ssize_t count, Py_ssize_t size,
+                   void *into) noexcept nogil:
+    """into (count, size) += rows, which are padded to whole vectors."""
+    cdef Py_ssize_t row, k, width = (size + LANES - 1) // LANES * LANES
+    cdef const real *at
+    cdef real *to
+    for row in range(count):
+        at, to = <real *>rows + row * width, <real *>into + row * size
+        k = 0
+        while k < size:
+            vstore_part(to + k, vload_part(to + k, size - k) + vload(at + k), size - k)
+            k += LANES
 
 
 cdef void pack_transposed(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,

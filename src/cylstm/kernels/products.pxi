@@ -5,11 +5,8 @@
 
 cdef extern from *:
     """
-    /* Rows of a weight gradient listed at once. */
-    #define LISTED 64
     static const CYLSTM_REAL one = 1, zeros[4 * CYLSTM_LANES_BYTES] = {0};
     """
-    const Py_ssize_t LISTED
     const real one
     const real *zeros
 
@@ -17,15 +14,16 @@ cdef extern from *:
 cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_start,
                   Py_ssize_t out_block, Py_ssize_t rows, Py_ssize_t depth, const real *w,
                   Py_ssize_t w_block, Py_ssize_t gates, Py_ssize_t blocks,
-                  const real *init=NULL, Py_ssize_t init_block=0) noexcept nogil:
+                  const real *init=NULL, Py_ssize_t init_block=0,
+                  Py_ssize_t w_step=0) noexcept nogil:
     """out[row, block] = init[block] + sum_k a[row, k] w[block, k], (gates, lanes) outputs each.
 
-    Without `init` it adds to what is in `out`.
+    Without `init` it adds to what is in `out`. From k to k + 1 are `w_step` elements of w, if it is
+    not packed.
     """
-    cdef Py_ssize_t w_step = gates * LANES
     cdef Py_ssize_t block = 0, at_once, tiles, row, count, i
     cdef Tile t
-    t.depth, t.a_step, t.w_step, t.w_block = depth, a_step, gates * LANES, w_block
+    t.depth, t.a_step, t.w_step, t.w_block = depth, a_step, w_step or gates * LANES, w_block
     t.out_block, t.init, t.init_block = out_block, NULL, init_block
     while block < blocks:
         at_once = tile_blocks(rows, gates, blocks - block)
@@ -283,18 +281,31 @@ cdef void copy_rows(const Sequence *s, const Part *p) noexcept nogil:
                 vstore_part(h + j * LANES, fed(s, step, row, j), s.w.outputs - j * LANES)
 
 
-cdef void outer(const Part *p, Py_ssize_t entries, const real *rows, Py_ssize_t stride,
-                Py_ssize_t depth, Py_ssize_t gates, real *dw) noexcept nogil:
-    """dw[k] += sum over entries of rows[entry, k] panel[entry]."""
-    cdef Py_ssize_t size = gates * LANES, k = 0, count, i
-    while k < depth:
-        count = min(LISTED, depth - k)
-        for i in range(count):
-            p.a[i] = <real *>rows + k + i
-            p.out[i] = dw + (k + i) * size
-        product(<const real **>p.a, stride, <real **>p.out, 0, 0, count, entries,
-                <real *>p.panel, 0, gates, 1)
-        k += count
+cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
+                Py_ssize_t units, const real *rows, Py_ssize_t stride, Py_ssize_t depth, real *dw,
+                Py_ssize_t turn, Py_ssize_t hidden) noexcept nogil:
+    """dw[gate, unit] += sum over entries of panel[entry, gate, unit] rows[entry]."""
+    cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0
+    for slot in range(gates):
+        for unit in range(min(units, LANES)):
+            p.a[n] = <real *>p.panel + slot * LANES + unit
+            p.out[n] = dw + natural_row(hidden, gates, turn, unit, slot) * blocks * LANES
+            n += 1
+    product(<const real **>p.a, gates * LANES, <real **>p.out, 0, LANES, n, entries, rows, LANES,
+            1, blocks, first_sums(s, p), 0, stride)
+
+
+cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept nogil:
+    """What sums over entries start from: 0 in the first chunk, which is the last in time."""
+    return zeros if s.active[p.step1] == 0 else NULL
+
+
+cdef void bias_gradient(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
+                        real *db) noexcept nogil:
+    """db += sum over entries of the panel: a column of ones makes the bias a weight like others."""
+    p.a[0], p.out[0] = <real *>&one, db
+    product(<const real **>p.a, 0, <real **>p.out, 0, 0, 1, entries, <real *>p.panel, 0, gates, 1,
+            first_sums(s, p), 0)
 
 
 cdef void fill_panel(const Part *p, const real *d, Py_ssize_t stride, Py_ssize_t vectors,
@@ -318,30 +329,29 @@ cdef void weight_gradient(const Sequence *s, const Part *p) noexcept nogil:
 
 cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                 Py_ssize_t entries) noexcept nogil:
-    cdef Py_ssize_t gates = s.w.gates, size = gates * LANES
-    fill_panel(p, <real *>s.d_x + block * size, s.w.blocks * gates, gates, entries)
-    outer(p, entries, <real *>s.x_copy, s.x_stride, s.w.inputs, gates,
-          <real *>s.dw_ih + block * s.w.inputs * size)
-    # A row of ones makes the bias a weight like any other.
-    outer(p, entries, &one, 0, 1, gates, <real *>s.db_ih + block * size)
+    cdef Py_ssize_t gates = s.w.gates, width = s.w.in_blocks * LANES, unit = block * LANES
+    fill_panel(p, <real *>s.d_x + unit * gates, s.w.blocks * gates, gates, entries)
+    bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)
+    outer(s, p, entries, gates, s.w.hidden - unit, <real *>s.x_copy, s.x_stride, s.w.inputs,
+          <real *>s.dw_ih + unit * width, 2 if s.w.cell == GRU else 0, s.w.hidden)
 
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                     Py_ssize_t entries) noexcept nogil:
     """Those of U, by separate products where forward has separate ones, and of the second."""
-    cdef Py_ssize_t gates = s.w.h_gates, size = gates * LANES, k
+    cdef Py_ssize_t gates = s.w.h_gates, width = s.w.out_blocks * LANES, unit = block * LANES, k
     for k in range(s.w.h_products):
         if s.d_h != s.d_x:
             fill_panel(p, <real *>s.d_h + (block * s.d_h_gates + k) * LANES,
                        s.w.blocks * s.d_h_gates, gates, entries)
         if s.db_hh != NULL:
-            outer(p, entries, &one, 0, 1, gates, <real *>s.db_hh + block * size)
-        outer(p, entries, <real *>s.h_copy, s.h_stride, s.w.outputs, gates,
-              <real *>s.dw_hh + (k * s.w.blocks + block) * s.w.outputs * size)
+            bias_gradient(s, p, entries, gates, <real *>s.db_hh + unit * gates)
+        outer(s, p, entries, gates, s.w.hidden - unit, <real *>s.h_copy, s.h_stride, s.w.outputs,
+              <real *>s.dw_hh + (k * s.w.hidden + unit) * width, 0, s.w.hidden)
     if s.w.w_2 != NULL and block < s.w.out_blocks:
-        fill_panel(p, <real *>s.d_2 + block * LANES, s.w.out_blocks, 1, entries)
-        outer(p, entries, <real *>s.second_copy, s.second_stride, s.w.hidden, 1,
-              <real *>s.dw_2 + block * s.w.hidden * LANES)
+        fill_panel(p, <real *>s.d_2 + unit, s.w.out_blocks, 1, entries)
+        outer(s, p, entries, 1, s.w.outputs - unit, <real *>s.second_copy, s.second_stride,
+              s.w.hidden, <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
 
 
 cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t rows) noexcept nogil:

@@ -68,10 +68,12 @@ def backward(
     dy: npt.NDArray[Any] | None,
     dfinal: tuple[npt.NDArray[Any] | None, ...],
     dx: list[npt.NDArray[Any]],
-    gradients: list[tuple[npt.NDArray[Any] | None, ...]],
     threads: int,
     clip_step: float = 0.0,
-) -> tuple[npt.NDArray[Any], ...]: ...
+) -> tuple[tuple[npt.NDArray[Any], ...], Call]: ...
+def add_gradients(
+    calls: list[Call], gradients: list[list[tuple[npt.NDArray[Any] | None, ...]]]
+) -> None: ...
 def workspace(
     weights: list[Packed],
     steps: int,
@@ -79,7 +81,7 @@ def workspace(
     taped: bool,
     threads: int,
     extras: Extras | None = None,
-) -> tuple[int, int]: ...
+) -> tuple[int, int, int]: ...
 def activation(
     table: object, kind: tuple[str, float, float], x: npt.NDArray[Any]
 ) -> npt.NDArray[Any]: ...

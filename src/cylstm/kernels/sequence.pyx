@@ -268,8 +268,7 @@ cdef int clear_unread(Call call, View *y, mask) except -1:
     return 0
 
 
-def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int threads,
-             double clip_step=0):
+def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double clip_step=0):
     """Propagate gradients through one pass of one layer.
 
     Parameters
@@ -281,25 +280,23 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int 
         Gradient of the final h, and c for an LSTM.
     dx : list of ndarray shaped as x
         OUT, one per direction; steps that were not read are not written.
-    gradients : list of (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)
-        IN/OUT, one tuple per direction, shaped as what `Packed` takes, except for biases:
-        (1, 1, G * H) each; added to. Those of what there is not, and of biases, may be None.
     threads : int
     clip_step : float
         Bound of the gradients of pre-activations at every step; 0 is none.
 
     Returns
     -------
-    tuple of ndarray of shape (D, B, P or H)
+    dinitial : tuple of ndarray of shape (D, B, P or H)
         Gradient of the initial h, and c for an LSTM.
+    call : Call
+        Gradients of the weights, for `add_gradients`.
     """
     cdef Py_ssize_t d
     cdef Sequence *s = &tape.seq[0]
-    if tape.level == NULL or (tape.seq[0].tape == NULL and tape.window == 0):
+    if tape.level == NULL or tape.arena is None or (s.tape == NULL and tape.window == 0):
         raise ValueError("tape: expected a call that kept one")
     expect("dfinal", dfinal, 2 if tape.seq[0].c != NULL else 1)
     expect("dx", dx, tape.directions)
-    expect("gradients", gradients, tape.directions)
     cdef Call call = tape.again(dy, dx, clip_step)
     for d in range(call.directions):
         s = &call.seq[d]
@@ -314,8 +311,35 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, list gradients, int 
         call.copy_rows_out(d, s.dh, dh, s.w.outputs, "initial dh", 0)
         if dc is not None:
             call.copy_rows_out(d, s.dc, dc, s.w.hidden, "initial dc", 0)
-        call.add_gradients(d, gradients[d])
-    return (dh,) if dc is None else (dh, dc)
+    call.arena = None   # only the sums are needed from here on
+    return (dh,) if dc is None else (dh, dc), call
+
+
+def add_gradients(list calls, list gradients):
+    """Add the gradients that calls of `backward` have found: all of them or none.
+
+    Parameters
+    ----------
+    calls : list of Call
+    gradients : list of list of (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)
+        IN/OUT, for each call one tuple per direction, shaped as what `Packed` takes, except for
+        biases: (1, 1, G * H) each; added to. Those of what there is not, and of biases, may be
+        None.
+    """
+    cdef Call call
+    cdef Py_ssize_t i, d
+    cdef bint look_only
+    expect("gradients", gradients, len(calls))
+    for look_only in (True, False):
+        for i in range(len(calls)):
+            call = calls[i]
+            if call is None or call.sums is None:
+                raise ValueError(f"calls: expected those of backward, got {call!r}")
+            expect("gradients", gradients[i], call.directions)
+            # Without a single step nothing has been summed.
+            for d in range(call.directions):
+                call.add_gradients(d, gradients[i][d],
+                                   look_only or call.seq[d].first[call.seq[d].steps] == 0)
 
 
 cdef int run_backward(Call call, int threads) except -1:
@@ -351,8 +375,9 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
 
     Returns
     -------
-    forward, backward : int
-        The first lives as long as the tape if `taped`; the second is 0 unless `taped`.
+    forward, backward, gradients : int
+        The first lives as long as the tape if `taped`; the others are 0 unless `taped`, and the
+        last lives until `add_gradients`.
     """
     cdef Packed packed = packed_of(weights, 0)
     cdef Py_ssize_t itemsize = packed.level.itemsize
@@ -361,12 +386,12 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     cdef Run run, forward_run
     plan_forward(&run, call, threads)
     if not taped:
-        return call.arena.total, 0
+        return call.arena.total, 0, 0
     back = call.again(None, [x] * call.directions, 0)
     if back.window:
         plan_forward(&forward_run, back, threads)
     plan_backward(&run, back, threads)
-    return call.arena.total, back.arena.total
+    return call.arena.total, back.arena.total, back.sums.total
 
 
 def activation(table, tuple kind, x):
