@@ -583,8 +583,8 @@ RESET_BEFORE = [
         ("reset before: gradient of r without h", "r, d * h, False, False)", "r, d, False, False)"),
         ("reset before: gradient of h without r", "masked(s, row, block, d * r)",
          "masked(s, row, block, d)"),
-        ("reset before: gradient of U_n from h", "vstore(second_copy(s, entry, block), r * h)",
-         "vstore(second_copy(s, entry, block), h)"),
+        ("reset before: gradient of U_n from h", "vstore(copied(s, s.second_copy, entry, block), r * h)",
+         "vstore(copied(s, s.second_copy, entry, block), h)"),
         ("reset before: direct path dropped", "else vload(carry) + dh * z)", "else vload(carry))"),
     ),
     *planted(

@@ -1,10 +1,5 @@
 # One pass of one layer over a batch: where everything is, and the tape.
 
-cdef inline Py_ssize_t odd_lines(Py_ssize_t count, Py_ssize_t itemsize) noexcept nogil:
-    """Elements in an odd number of cache lines, so that equal columns use all cache sets."""
-    return ((count * itemsize + 63) // 64 | 1) * 64 // itemsize
-
-
 cdef inline Py_ssize_t chunk_of(Py_ssize_t rows) noexcept nogil:
     """Steps of a chunk of backward. Chunks start at multiples of it: sums depend on them."""
     return max(1, CHUNK_ENTRIES // max(1, rows))
@@ -342,6 +337,7 @@ cdef class Call:
         cdef Py_ssize_t itemsize = self.level.itemsize, vector = self.level.lanes * itemsize
         cdef Py_ssize_t width = s.w.blocks * vector, out_width = s.w.out_blocks * vector
         cdef Py_ssize_t entries = max(CHUNK_ENTRIES, s.rows), units = s.w.gates * s.w.hidden
+        s.entries = entries
         s.d_x = arena.room(times(entries, s.w.gates), width)
         s.d_h, s.d_h_gates = s.d_x, s.w.gates
         s.db_hh = NULL
@@ -350,10 +346,8 @@ cdef class Call:
             s.d_h = arena.room(times(entries, s.d_h_gates), width)
         if s.w.cell == GRU and not s.w.reset_before:
             s.db_hh = self.sums.room(s.w.gates, width)
-        s.x_stride = odd_lines(s.w.inputs, itemsize)
-        s.h_stride = odd_lines(s.w.outputs, itemsize)
-        s.x_copy = arena.room(times(entries, s.x_stride), itemsize)
-        s.h_copy = arena.room(times(entries, s.h_stride), itemsize)
+        s.x_copy = self.room_for_copies(d, s.w.in_blocks)
+        s.h_copy = self.room_for_copies(d, s.w.out_blocks)
         s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
         s.dh = arena.room(s.rows, out_width)
         s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
@@ -366,12 +360,15 @@ cdef class Call:
                 else <char *>s.dw_hh + 2 * s.w.hidden * out_width
             s.d_2 = arena.room(entries, out_width)
             s.d_second = arena.room(s.rows, width)
-            s.second_stride = odd_lines(s.w.hidden, itemsize)
-            s.second_copy = arena.room(times(entries, s.second_stride), itemsize)
+            s.second_copy = self.room_for_copies(d, s.w.blocks)
         if s.w.singles:
             s.d_singles = arena.room(times(s.rows, s.w.singles), width, True)
             s.d_single = self.sums.room(s.w.singles, width, True)
         return 0
+
+    cdef void *room_for_copies(self, Py_ssize_t d, Py_ssize_t blocks) except NULL:
+        return self.arena.room(times(self.seq[d].entries, (blocks + SLAB - 1) // SLAB * SLAB),
+                               self.level.lanes * self.level.itemsize)
 
     cdef int look_gradients(self, Py_ssize_t d, dy, dx) except -1:
         cdef Sequence *s = &self.seq[d]

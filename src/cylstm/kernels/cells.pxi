@@ -198,7 +198,7 @@ cdef inline vec lstm_seen(const Sequence *s, const real *z, Py_ssize_t step, Py_
     """The gradient of o tanh(c): that of h, or of what was projected to h."""
     if plain or s.w.w_2 == NULL:
         return seen(s, step, row, block, plain)
-    vstore(second_copy(s, entry, block),
+    vstore(copied(s, s.second_copy, entry, block),
            vload(z + (2 if s.w.coupled else 3) * LANES) * activate(&s.w.act[4], shown))
     return vload(d_second(s, row, block))
 
@@ -266,7 +266,7 @@ cdef inline void gru_reset_backward(const Sequence *s, const real *slots, real *
     cdef vec d = vload(d_second(s, row, block))
     cdef vec dr = d_gate(s, slots, 1, r, d * h, False, False)
     cdef real *carry = carried_h(s, row, block)
-    vstore(second_copy(s, entry, block), r * h)
+    vstore(copied(s, s.second_copy, entry, block), r * h)
     vstore(d_x + LANES, dr)
     vstore(d_h, dr)
     vstore(d_h + LANES, vload(d_x + 2 * LANES))

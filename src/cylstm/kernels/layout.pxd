@@ -5,6 +5,9 @@ in *blocks* of one vector (`lanes`); everything inside the kernels is padded to 
 zero weights, so that padding stays zero.
 """
 
+cdef enum:
+    SLAB = 4    # blocks that a tile of weight gradients reads side by side
+
 ctypedef enum Cell:
     RNN
     GRU
@@ -136,13 +139,12 @@ ctypedef struct Sequence:
     void *d_2               # (chunk entries, out_blocks * lanes) gradient of the second product
     void *d_second          # (rows, blocks * lanes) gradient of what it reads
     void *d_singles         # (rows, blocks, N, lanes) sums of a row over the chunk
-    void *x_copy            # (chunk entries, x_stride) rows of x of this chunk
-    void *h_copy            # (chunk entries, h_stride) rows of the state before each step
-    void *second_copy       # (chunk entries, second_stride) what the second product read
+    Py_ssize_t entries      # room for entries of a chunk
+    # Copies (blocks / SLAB, entries, SLAB, lanes): side by side what a weight gradient's tile reads
+    void *x_copy            # rows of x of this chunk
+    void *h_copy            # rows of the state before each step
+    void *second_copy       # what the second product read
     void *dx_copy           # (chunk entries, in_blocks * lanes)
-    Py_ssize_t x_stride
-    Py_ssize_t h_stride
-    Py_ssize_t second_stride
     void *dw_ih             # OUT (G * hidden, in_blocks * lanes)
     void *dw_hh             # OUT (G * hidden, out_blocks * lanes)
     void *dw_2              # OUT (outputs, blocks * lanes); reset before: in dw_hh

@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, Activation, Level,
-    Norm, Part, Sequence,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
+    Level, Norm, Part, Sequence,
 )
 
 cdef extern from "simd.h" nogil:

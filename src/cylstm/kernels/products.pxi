@@ -266,33 +266,33 @@ cdef void backward_step(const Sequence *s, const Part *p, Py_ssize_t step,
 cdef void copy_rows(const Sequence *s, const Part *p) noexcept nogil:
     """Rows of x and of the state, gathered in tape order for the weight gradients."""
     cdef Py_ssize_t step, row, entry, j
-    cdef real *h
+    cdef const real *x
     for step in range(p.step0, p.step1):
         for row in range(p.row0, p.row0 + rows_at(s, p, step)):
             entry = entry_of(s, p, step, row)
-            memcpy(<real *>s.x_copy + entry * s.x_stride,
-                   <real *>s.x + s.x_row[row] + when(s, step, row) * s.x_step,
-                   s.w.inputs * sizeof(real))
-            h = <real *>s.h_copy + entry * s.h_stride
-            if s.h_mask == NULL:
-                memcpy(h, state(s, step, row, 0), s.w.outputs * sizeof(real))
-                continue
+            x = <real *>s.x + s.x_row[row] + when(s, step, row) * s.x_step
+            for j in range(s.w.in_blocks):
+                vstore(copied(s, s.x_copy, entry, j),
+                       vload_part(x + j * LANES, s.w.inputs - j * LANES))
             for j in range(s.w.out_blocks):
-                vstore_part(h + j * LANES, fed(s, step, row, j), s.w.outputs - j * LANES)
+                vstore(copied(s, s.h_copy, entry, j), fed(s, step, row, j))
 
 
 cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
-                Py_ssize_t units, const real *rows, Py_ssize_t stride, Py_ssize_t depth, real *dw,
-                Py_ssize_t turn, Py_ssize_t hidden) noexcept nogil:
+                Py_ssize_t units, void *rows, Py_ssize_t depth, real *dw, Py_ssize_t turn,
+                Py_ssize_t hidden) noexcept nogil:
     """dw[gate, unit] += sum over entries of panel[entry, gate, unit] rows[entry]."""
-    cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0
+    cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0, block = 0
     for slot in range(gates):
         for unit in range(min(units, LANES)):
             p.a[n] = <real *>p.panel + slot * LANES + unit
             p.out[n] = dw + natural_row(hidden, gates, turn, unit, slot) * blocks * LANES
             n += 1
-    product(<const real **>p.a, gates * LANES, <real **>p.out, 0, LANES, n, entries, rows, LANES,
-            1, blocks, first_sums(s, p), 0, stride)
+    while block < blocks:
+        product(<const real **>p.a, gates * LANES, <real **>p.out, block * LANES, LANES, n, entries,
+                copied(s, rows, 0, block), LANES, 1, min(SLAB, blocks - block), first_sums(s, p), 0,
+                SLAB * LANES)
+        block += SLAB
 
 
 cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept nogil:
@@ -332,7 +332,7 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
     cdef Py_ssize_t gates = s.w.gates, width = s.w.in_blocks * LANES, unit = block * LANES
     fill_panel(p, <real *>s.d_x + unit * gates, s.w.blocks * gates, gates, entries)
     bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)
-    outer(s, p, entries, gates, s.w.hidden - unit, <real *>s.x_copy, s.x_stride, s.w.inputs,
+    outer(s, p, entries, gates, s.w.hidden - unit, s.x_copy, s.w.inputs,
           <real *>s.dw_ih + unit * width, 2 if s.w.cell == GRU else 0, s.w.hidden)
 
 
@@ -346,12 +346,12 @@ cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t
                        s.w.blocks * s.d_h_gates, gates, entries)
         if s.db_hh != NULL:
             bias_gradient(s, p, entries, gates, <real *>s.db_hh + unit * gates)
-        outer(s, p, entries, gates, s.w.hidden - unit, <real *>s.h_copy, s.h_stride, s.w.outputs,
+        outer(s, p, entries, gates, s.w.hidden - unit, s.h_copy, s.w.outputs,
               <real *>s.dw_hh + (k * s.w.hidden + unit) * width, 0, s.w.hidden)
     if s.w.w_2 != NULL and block < s.w.out_blocks:
         fill_panel(p, <real *>s.d_2 + unit, s.w.out_blocks, 1, entries)
-        outer(s, p, entries, 1, s.w.outputs - unit, <real *>s.second_copy, s.second_stride,
-              s.w.hidden, <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
+        outer(s, p, entries, 1, s.w.outputs - unit, s.second_copy, s.w.hidden,
+              <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
 
 
 cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t rows) noexcept nogil:

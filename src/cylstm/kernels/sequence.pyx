@@ -13,8 +13,8 @@ from cpython.pycapsule cimport (
 from cython.parallel cimport parallel, threadid
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, Activation, Level,
-    Part, Sequence, Weights,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
+    Level, Part, Sequence, Weights,
 )
 
 cnp.import_array()

@@ -31,9 +31,10 @@ cdef inline real *d_second(const Sequence *s, Py_ssize_t row, Py_ssize_t block) 
     return <real *>s.d_second + (row * s.w.blocks + block) * LANES
 
 
-cdef inline real *second_copy(const Sequence *s, Py_ssize_t entry,
-                              Py_ssize_t block) noexcept nogil:
-    return <real *>s.second_copy + entry * s.second_stride + block * LANES
+cdef inline real *copied(const Sequence *s, void *copy, Py_ssize_t entry,
+                         Py_ssize_t block) noexcept nogil:
+    """A block of one of the copies that weight gradients are made of."""
+    return <real *>copy + ((block // SLAB * s.entries + entry) * SLAB + block % SLAB) * LANES
 
 
 cdef inline vec single(const Sequence *s, Py_ssize_t which, Py_ssize_t block) noexcept nogil:
