@@ -25,6 +25,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
     cdef Tile t
     t.depth, t.a_step, t.w_step, t.w_block = depth, a_step, w_step or gates * LANES, w_block
     t.out_block, t.init, t.init_block = out_block, NULL, init_block
+    t.out_far = w_step != 0 and init == NULL  # sums of weight gradients are large
     while block < blocks:
         at_once = tile_blocks(rows, gates, blocks - block)
         tiles = tile_rows(gates, at_once)

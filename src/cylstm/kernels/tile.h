@@ -26,6 +26,7 @@ typedef struct {
     ptrdiff_t out_block;    /* elements from u to u + 1 */
     const real *init;       /* (U, G, LANES) that all rows start from; NULL: from out */
     ptrdiff_t init_block;   /* elements from u to u + 1 */
+    int out_far;            /* whether out is likely not in cache, and fetched in advance */
 } Tile;
 
 INLINE void tile(const int R, const int G, const int U, const Tile *t) {
@@ -36,6 +37,14 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
     const ptrdiff_t w_block = t->w_block;
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) a[r] = t->a[r];
+    if (t->out_far) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+            for (int i = 0; i < U * G; i++)
+                __builtin_prefetch(t->out[r] + t->out_start + i / G * t->out_block + i % G * LANES,
+                                   1);
+    }
     for (ptrdiff_t k = 0, ka = 0; k < t->depth; init = NULL) {
         const ptrdiff_t end = k + FOLD < t->depth ? k + FOLD : t->depth;
 #pragma GCC unroll 32
