@@ -28,7 +28,7 @@ enum { LANES = CYLSTM_LANES_BYTES / sizeof(real) };
 typedef real vec __attribute__((vector_size(CYLSTM_LANES_BYTES)));
 typedef bits ivec __attribute__((vector_size(CYLSTM_LANES_BYTES)));
 typedef real loose_vec
-    __attribute__((vector_size(CYLSTM_LANES_BYTES), aligned(sizeof(real)), may_alias));
+    __attribute__((vector_size(CYLSTM_LANES_BYTES), aligned(sizeof(real))));
 
 /* fma(a, b, c) = a b + c; vmax(a, b) = a > b ? a : b, so that a NaN in b survives. */
 #if defined(__AVX512F__) && CYLSTM_LANES_BYTES == 64
