@@ -22,6 +22,7 @@ cdef class Call:
     cdef list weights
     cdef object extras
     cdef Call forward_call      # whose arena a backward call points into, too
+    cdef Job *job               # that a helper who was left behind may still be at
     cdef readonly object x
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
     cdef Py_ssize_t window      # 0: the tape is kept
@@ -63,7 +64,7 @@ cdef class Call:
     cdef int make_room(self, Py_ssize_t d, bint taped, Py_ssize_t steps) except -1:
         """States, and for so many steps the tape."""
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, slots, entries = 0, t
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, entries = 0, t
         s.w.slots, s.w.kept, s.w.normed = s.w.summed, 0, 0
         if taped and (s.w.kinks or (self.extras is not None and self.extras.record)):
             s.w.kept = s.w.slots
@@ -72,10 +73,7 @@ cdef class Call:
             s.w.normed = s.w.slots
             s.w.slots += s.w.gates * (2 if s.w.norm == OF_PRODUCTS else 1)
         s.ring = -1 if taped else 1
-        slots = times((steps if taped else 1) + 1, s.rows)
-        s.h = self.arena.room(slots, s.w.out_blocks * vector)
-        s.c = self.arena.room(slots, s.w.blocks * vector) if s.w.cell == LSTM else NULL
-        s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
+        self.make_states(s, (steps if taped else 1) + 1)
         s.tape = s.scales = NULL
         if taped:
             t = 0
@@ -85,6 +83,14 @@ cdef class Call:
             s.tape = self.arena.room(times(entries, s.w.slots), s.w.blocks * vector)
             if s.w.norm != NONE:
                 s.scales = self.arena.room(entries, 4 * self.level.itemsize)
+        return 0
+
+    cdef int make_states(self, Sequence *s, Py_ssize_t slots) except -1:
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize
+        slots = times(slots, s.rows)
+        s.h = self.arena.room(slots, s.w.out_blocks * vector)
+        s.c = self.arena.room(slots, s.w.blocks * vector) if s.w.cell == LSTM else NULL
+        s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
         return 0
 
     cdef int read_extras(self, bint taped) except -1:

@@ -185,6 +185,8 @@ ctypedef struct Level:
     void (*project)(const Sequence *s, const Part *p) noexcept nogil
     void (*forward_step)(const Sequence *s, const Part *p, Py_ssize_t step,
                          Py_ssize_t phase) noexcept nogil
+    void (*publish)(const Sequence *s, const Sequence *team, const Part *p,
+                    Py_ssize_t step) noexcept nogil
     void (*backward_step)(const Sequence *s, const Part *p, Py_ssize_t step,
                           Py_ssize_t phase) noexcept nogil
     void (*copy_rows)(const Sequence *s, const Part *p) noexcept nogil

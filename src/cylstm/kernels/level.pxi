@@ -75,6 +75,7 @@ level.unpack_add = unpack_add
 level.add_rows = add_rows
 level.project = project
 level.forward_step = forward_step
+level.publish = publish
 level.backward_step = backward_step
 level.copy_rows = copy_rows
 level.weight_gradient = weight_gradient

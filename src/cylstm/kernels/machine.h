@@ -1,11 +1,9 @@
-/* What the time loop needs from the machine: instruction sets, the floating-point mode, and a team
- * of threads that meets, claims work and survives a fork. */
+/* What the time loop needs from the machine: instruction sets, the floating-point mode, memory and
+ * the time. */
 #ifndef CYLSTM_MACHINE_H
 #define CYLSTM_MACHINE_H
 
 #include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -18,7 +16,6 @@ enum { HAS_OPENMP = 1 };
 #else
 enum { HAS_OPENMP = 0 };
 static inline int omp_get_max_threads(void) { return 1; }
-static inline int omp_get_num_threads(void) { return 1; }
 #endif
 
 #if defined(__x86_64__)
@@ -69,19 +66,6 @@ typedef int FpMode;
 static inline FpMode fp_flush(void) { return 0; }
 static inline void fp_restore(FpMode before) { (void)before; }
 #endif
-
-/* A meeting point and a counter of claimed work, each on its own cache line. */
-typedef struct {
-    _Alignas(64) _Atomic ptrdiff_t arrived;
-    _Alignas(64) _Atomic ptrdiff_t round;
-    _Alignas(64) _Atomic ptrdiff_t claimed;
-} Team;
-
-static inline void team_init(Team *team) {
-    atomic_init(&team->arrived, 0);
-    atomic_init(&team->round, 0);
-    atomic_init(&team->claimed, 0);
-}
 
 /* Memory of calls. A training step allocates and frees megabytes, and new pages cost some ten
  * percent of it, so freed blocks wait for the next call, a bounded amount of them; large ones lie on
@@ -146,40 +130,5 @@ static inline double seconds(void) {
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
-
-/* Wait for all `size` threads; spin briefly, then let others run. Whether this took longer than
- * `patience` seconds: then some thread of the team has lost its processor. */
-static inline int team_meet(Team *team, ptrdiff_t size, double patience) {
-    const ptrdiff_t round = atomic_load_explicit(&team->round, memory_order_acquire);
-    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == size - 1) {
-        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&team->round, round + 1, memory_order_release);
-        return 0;
-    }
-    double began = 0;
-    for (ptrdiff_t spins = 0;
-         atomic_load_explicit(&team->round, memory_order_acquire) == round; spins++) {
-        if (spins < 2000) {
-            CPU_PAUSE();
-        } else {
-            if (spins == 2000) began = seconds();
-            sched_yield();
-        }
-    }
-    return began > 0 && seconds() - began > patience;
-}
-
-/* The next piece of work nobody has taken. */
-static inline ptrdiff_t team_claim(Team *team) {
-    return atomic_fetch_add_explicit(&team->claimed, 1, memory_order_relaxed);
-}
-
-/* OpenMP runtimes keep their idle threads with the thread that started them; after fork() those
- * threads are gone and a new region would wait for them for ever. The forking thread of a child
- * therefore runs serially; other threads of the child start afresh. */
-static _Thread_local int forked_here = 0;
-static void in_child(void) { forked_here = 1; }
-static inline void watch_forks(void) { pthread_atfork(NULL, NULL, in_child); }
-static inline int was_forked(void) { return forked_here; }
 
 #endif

@@ -33,8 +33,9 @@ cdef class Arena:
             block = PyCapsule_New(self.free_from, "cylstm.block", free_block)
             PyCapsule_SetContext(block, <void *>size_got)
             self.blocks.append(block)
-            self.free_size = size_got
-            self.total += max(needed, SMALL_BLOCK)
+            # A block used before may be larger, but what a call needs is the same every time.
+            self.free_size = max(needed, SMALL_BLOCK)
+            self.total += self.free_size
         piece = self.free_from
         self.free_from += needed
         self.free_size -= needed

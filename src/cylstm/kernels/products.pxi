@@ -157,6 +157,15 @@ cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step,
         first_product(s, p, step, False)
 
 
+cdef void publish(const Sequence *s, const Sequence *team, const Part *p,
+                  Py_ssize_t step) noexcept nogil:
+    """Give the caller the outputs of a step that a team has made in memory of its own."""
+    cdef Py_ssize_t row, block
+    for row in range(p.row0, p.row0 + rows_at(s, p, step)):
+        for block in range(s.w.out_blocks):
+            put(s, step, row, block, vload(state(team, step + 1, row, block)))
+
+
 cdef inline Py_ssize_t entry_of(const Sequence *s, const Part *p, Py_ssize_t step,
                                 Py_ssize_t row) noexcept nogil:
     """Where a (step, row) pair is in the arrays of a chunk."""

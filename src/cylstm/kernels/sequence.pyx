@@ -10,7 +10,6 @@ cimport numpy as cnp
 from cpython.pycapsule cimport (
     PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
 )
-from cython.parallel cimport parallel, threadid
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
     ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
@@ -20,25 +19,42 @@ from cylstm.kernels.layout cimport (
 cnp.import_array()
 
 cdef extern from "machine.h" nogil:
-    ctypedef struct Team:
-        pass
     ctypedef unsigned FpMode
     const bint HAS_OPENMP
     int omp_get_max_threads()
-    int omp_get_num_threads()
     bint cpu_has_avx2()
     bint cpu_has_avx512()
     bint cpu_has_neon()
     FpMode fp_flush()
     void fp_restore(FpMode before)
-    void team_init(Team *team)
-    bint team_meet(Team *team, Py_ssize_t size, double patience)
-    Py_ssize_t team_claim(Team *team)
     double seconds()
     void *allocate(size_t *size)
     void release(void *block, size_t size)
+
+cdef extern from "team.h" nogil:
+    ctypedef struct Job:
+        void (*work)(Job *job, Py_ssize_t rank) noexcept nogil
+    Py_ssize_t hire(Job *job, Py_ssize_t wanted)
+    void assemble(Job *job, Py_ssize_t expected)
+    Py_ssize_t assembled(Job *job)
+    bint dismiss(Job *job, bint leave_behind)
+    bint all_left(Job *job)
+    ctypedef struct Team:
+        pass
+    ctypedef struct Piece:
+        pass
+    Py_ssize_t take_piece(Piece *pieces, Py_ssize_t n, Py_ssize_t stints)
+    Py_ssize_t stint_of(Piece *piece)
+    void leave_piece(Piece *piece)
+    ctypedef enum Meeting:
+        MET
+        LATE
+        GIVEN_UP
+        DISMISSED
+    void team_init(Team *team)
+    Meeting team_meet(Team *team, Py_ssize_t size, double patience, bint give_up)
+    Py_ssize_t team_claim(Team *team)
     void watch_forks()
-    bint was_forked()
 
 cdef extern from "activations.h":
     int SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID
@@ -52,8 +68,9 @@ cdef extern from * nogil:
     #define CHUNK_ENTRIES 256
     /* Rows one thread takes at a time, so that scratch does not grow with the batch. */
     #define GROUP_ROWS 64
-    /* Groups for each thread, if there are rows enough. */
+    /* Groups for each thread, if there are rows enough, and parts of their time. */
     #define CLAIMS 2
+    #define STINTS 8
     /* Entries of dx claimed at a time. */
     #define DX_ENTRIES 48
     /* Seconds of work below which waking a second thread costs more than it saves, as estimated by
@@ -67,6 +84,8 @@ cdef extern from * nogil:
      * running, and how long calls then stay on one thread: short after the first time, as another
      * library's pool may just be going to sleep, and twice as long each time that a try fails. */
     #define PATIENCE 300e-6
+    /* Likewise before a leader who can do without a thread goes on alone. */
+    #define SHORT_PATIENCE 20e-6
     #define CROWDED_LEAST 1e-3
     #define CROWDED_MOST 100e-3
     /* One block holds all small pieces of a short call. */
@@ -76,6 +95,7 @@ cdef extern from * nogil:
     const Py_ssize_t CHUNK_ENTRIES
     const Py_ssize_t GROUP_ROWS
     const Py_ssize_t CLAIMS
+    const Py_ssize_t STINTS
     const Py_ssize_t DX_ENTRIES
     const double SERIAL_SECONDS
     const double MULTIPLY_ADDS
@@ -83,6 +103,7 @@ cdef extern from * nogil:
     const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
     const double PATIENCE
+    const double SHORT_PATIENCE
     const double CROWDED_LEAST
     const double CROWDED_MOST
     bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
@@ -159,7 +180,7 @@ cdef double estimate(Call call) noexcept:
 
 cdef int team_size(Call call, int threads):
     """Threads worth waking: one for small work, and while others need the processors."""
-    if not HAS_OPENMP or threads == 1 or was_forked() or estimate(call) < SERIAL_SECONDS:
+    if not HAS_OPENMP or threads == 1 or estimate(call) < SERIAL_SECONDS:
         return 1
     if row_groups(call, threads) == 0 and call.work() < SERIAL_STEP * call.seq[0].steps:
         return 1
@@ -236,19 +257,19 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
 
 cdef int run_forward(Call call, int threads) except -1:
     """All steps; with checkpoints in windows, saving the states before each."""
-    cdef Run run
+    cdef Run *run
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t step = 0
     cdef int team = team_size(call, threads)
     if s.steps == 0 or s.rows == 0:
         return 0
-    plan_forward(&run, call, team)
+    run = plan_forward(call, team)
     while step < s.steps:
         run.step0, run.step1 = step, s.steps
         if call.window:
             call.checkpoint(step, False)
             run.step1 = min(s.steps, step + call.window)
-        go(&run, team, True)
+        go(run, call, team)
         step = run.step1
     return 0
 
@@ -344,15 +365,16 @@ def add_gradients(list calls, list gradients):
 
 cdef int run_backward(Call call, int threads) except -1:
     """All steps; with checkpoints window by window, each run forward once more."""
-    cdef Run run, forward_run
+    cdef Run *run
+    cdef Run *forward_run = NULL
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t window = call.window if call.window else max(1, s.steps), step, d
     cdef int team = team_size(call, threads)
     if s.steps == 0 or s.rows == 0:
         return 0
     if call.window:
-        plan_forward(&forward_run, call, team)
-    plan_backward(&run, call, team)
+        forward_run = plan_forward(call, team)
+    run = plan_backward(call, team)
     step = s.steps
     while step > 0:
         step = (step - 1) // window * window
@@ -362,8 +384,8 @@ cdef int run_backward(Call call, int threads) except -1:
                 call.seq[d].base = step
             call.checkpoint(step, True)
             forward_run.step0, forward_run.step1 = run.step0, run.step1
-            go(&forward_run, team, True)
-        go(&run, team, False)
+            go(forward_run, call, team)
+        go(run, call, team)
     return 0
 
 
@@ -383,14 +405,13 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     cdef Py_ssize_t itemsize = packed.level.itemsize
     x = empty(steps, rows, packed.w.inputs, itemsize)
     cdef Call back, call = Call(weights, x, None, taped, extras)
-    cdef Run run, forward_run
-    plan_forward(&run, call, threads)
+    plan_forward(call, threads)
     if not taped:
         return call.arena.total, 0, 0
     back = call.again(None, [x] * call.directions, 0)
     if back.window:
-        plan_forward(&forward_run, back, threads)
-    plan_backward(&run, back, threads)
+        plan_forward(back, threads)
+    plan_backward(back, threads)
     return call.arena.total, back.arena.total, back.sums.total
 
 

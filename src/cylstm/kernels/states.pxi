@@ -168,8 +168,13 @@ cdef inline void show(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssi
     if not plain and s.pick != ALL:
         pick(s, step, row, block, h)
     elif s.y != NULL:
-        vstore_part(<real *>s.y + s.y_row[row] + when(s, step, row) * s.y_step + block * LANES, h,
-                    s.w.outputs - block * LANES)
+        put(s, step, row, block, h)
+
+
+cdef inline void put(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssize_t block,
+                     vec h) noexcept nogil:
+    vstore_part(<real *>s.y + s.y_row[row] + when(s, step, row) * s.y_step + block * LANES, h,
+                s.w.outputs - block * LANES)
 
 
 cdef inline vec seen(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssize_t block,

@@ -1,13 +1,16 @@
-# Time and threads: one parallel region per call.
+# Time and threads: one job per call.
 #
-# Forward: with enough rows, threads claim groups of rows and never meet. With few, all threads of a
+# Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With few, all threads of a
 # direction share the rows, own blocks of units (whose weights stay in their cache) and meet once
 # per step. Backward goes through chunks of time: first the recurrence, split likewise, then the
 # chunk's share of weight and input gradients, claimed piece by piece. The split never changes the
 # order in which anything is added up.
 #
-# Where another process needs a processor, a team that meets would wait for a time slice at every
-# step. The first to notice says so; the team's leader goes on alone, and for a while so do calls.
+# Where another process needs a processor, a team that meets would wait for a time slice whenever a
+# thread loses its own. In inference the team works in memory that nobody else looks at, and its
+# leader, who alone gives the caller anything, goes on without who is missing. Where all have to
+# write what is kept (the tape, gradients), the first to notice says so, the leader goes on alone
+# once all have come, and for a while calls stay on one thread.
 
 cdef extern from "Python.h" nogil:
     # Declared without error return: a pending exception is raised after the region.
@@ -18,21 +21,30 @@ cdef enum:
 
 ctypedef struct Run:
     # Shared by the threads of one call.
+    Job job
+    bint is_forward
     Sequence *seq
     Level *level
+    Py_ssize_t vector       # bytes
     Py_ssize_t directions
     Py_ssize_t groups       # of rows per direction, claimed; 0 if threads own blocks instead
     Py_ssize_t *bounds      # (groups + 1) first row of each group
+    Piece *pieces           # (groups * directions)
+    Py_ssize_t stint_steps
     Py_ssize_t chunk_steps
     Py_ssize_t step0        # of this run, as are the next; the call may take several
     Py_ssize_t step1
-    Team team[3]            # of each direction, and of all
+    Team team[2]            # of each direction
     char *scratch           # (threads, scratch_size): private
     Py_ssize_t scratch_size
     Py_ssize_t entries      # room in a Part
     Py_ssize_t lines_size
     Py_ssize_t masked_size
     char *gates[2]          # slots of a direction whose threads own blocks: shared
+    bint private            # whether such a team, of the only direction, has these of its own:
+    Sequence team_seq
+    char *team_gates
+    bint left_behind        # a thread that did not come
     bint interrupted        # a signal has come
     bint crowded            # a thread was kept from running
     Py_ssize_t alone[2]     # meeting of a direction's team after which its leader is alone
@@ -76,18 +88,23 @@ cdef void look_for_signals(Run *run) noexcept nogil:
     run.next_look = now + 0.1
 
 
-cdef bint meet(Run *run, Member *me) noexcept nogil:
-    """Wait for the rest of the team. False: leave the work to the leader, who is alone now."""
+cdef Meeting meet(Run *run, Member *me) noexcept nogil:
+    """Wait for the rest of the team: MET, or GIVEN_UP by the leader, or DISMISSED by him."""
+    cdef Meeting how
     if me.size == 1:
-        return True
+        return MET
     me.meetings += 1
     if me.rank == 0 and (run.crowded or run.interrupted):
         run.alone[me.direction] = me.meetings
-    if team_meet(&run.team[me.direction], me.size, run.patience):
+    how = team_meet(&run.team[me.direction], me.size, run.patience, run.private and me.rank == 0)
+    if how == GIVEN_UP or how == DISMISSED:
+        return how
+    if how == LATE and not run.private:
         run.crowded = True
     if run.alone[me.direction] <= me.meetings:
         me.size = 1
-    return me.size > 1 or me.rank == 0
+        return MET if me.rank == 0 else DISMISSED
+    return MET
 
 
 cdef void set_up_part(Run *run, Part *p, Py_ssize_t thread) noexcept nogil:
@@ -117,48 +134,94 @@ cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
     p.out1 = share(s.w.out_blocks, me.rank + 1, me.size)
 
 
-cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me) noexcept nogil:
-    """All steps of the part's rows and of the member's blocks."""
-    cdef Sequence *s = &run.seq[me.direction]
-    cdef Py_ssize_t step, phase
-    p.step1 = run.step0
-    while p.step1 < run.step1 and s.active[p.step1] > p.row0:
+cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me, Py_ssize_t step0,
+                       Py_ssize_t step1) noexcept nogil:
+    """Some steps of the part's rows and of the member's blocks."""
+    cdef Sequence *own = &run.seq[me.direction]
+    cdef Sequence *s = own
+    cdef Py_ssize_t step
+    cdef Meeting how
+    if run.private and me.size > 1:
+        s, p.gates = &run.team_seq, run.team_gates
+    p.step1 = step0
+    while p.step1 < step1 and s.active[p.step1] > p.row0:
         p.step0 = p.step1
-        p.step1 = min(run.step1, p.step0 + run.chunk_steps)
+        p.step1 = min(step1, p.step0 + run.chunk_steps)
         if thread == 0:
             look_for_signals(run)
         if me.size == 1 and run.interrupted:
             return
         run.level.project(s, p)
         for step in range(p.step0, p.step1):
-            for phase in range(1 + (s.w.w_2 != NULL)):
-                run.level.forward_step(s, p, step, phase)
-                if not meet(run, me):
-                    return
+            how = forward_phases(run, s, p, me, step)
+            if how == DISMISSED:
+                return
+            if how == GIVEN_UP:
+                # Once more from this step on, in memory that a latecomer does not know.
+                s, p.gates, me.size = own, run.gates[0], 1
+                run.left_behind = True
+                copy_states(&run.team_seq, own, run.vector)
                 own_blocks(s, p, me)
+                p.step1 = step
+                break
+            if s != own and me.rank == 0:
+                run.level.publish(own, s, p, step)
+    if s != own and me.rank == 0:
+        copy_states(s, own, run.vector)
 
 
-cdef void forward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
+cdef Meeting forward_phases(Run *run, Sequence *s, Part *p, Member *me,
+                            Py_ssize_t step) noexcept nogil:
+    """One step, after each of whose phases the team meets."""
+    cdef Py_ssize_t phase
+    cdef Meeting how
+    for phase in range(1 + (s.w.w_2 != NULL)):
+        run.level.forward_step(s, p, step, phase)
+        how = meet(run, me)
+        if how != MET:
+            return how
+        own_blocks(s, p, me)
+    return MET
+
+
+cdef void copy_states(Sequence *s, Sequence *to, Py_ssize_t vector) noexcept nogil:
+    """Both slots of all rows, as inference keeps them; `vector` in bytes."""
+    memcpy(to.h, s.h, 2 * s.rows * s.w.out_blocks * vector)
+    if s.c != NULL:
+        memcpy(to.c, s.c, 2 * s.rows * s.w.blocks * vector)
+
+
+cdef void forward_groups(Run *run, Py_ssize_t thread, Part *p) noexcept nogil:
+    cdef Py_ssize_t steps = run.step1 - run.step0, pieces = run.groups * run.directions
+    cdef Py_ssize_t stints = (steps + run.stint_steps - 1) // run.stint_steps
+    cdef Py_ssize_t item = take_piece(run.pieces, pieces, stints), step
+    cdef Member me
+    while item >= 0:
+        join(run, &me, item % run.directions, 0, 1)
+        p.row0 = run.bounds[item // run.directions]
+        p.row1 = run.bounds[item // run.directions + 1]
+        own_blocks(&run.seq[me.direction], p, &me)
+        step = run.step0 + stint_of(&run.pieces[item]) * run.stint_steps
+        forward_part(run, thread, p, &me, step, min(run.step1, step + run.stint_steps))
+        leave_piece(&run.pieces[item])
+        item = take_piece(run.pieces, pieces, stints)
+
+
+cdef void forward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
     cdef Part p
     cdef Member me
-    cdef Py_ssize_t item, d
+    cdef Py_ssize_t d, threads
     set_up_part(run, &p, thread)
     if run.groups:
-        item = team_claim(&run.team[2])
-        while item < run.groups * run.directions:
-            join(run, &me, item % run.directions, 0, 1)
-            p.row0 = run.bounds[item // run.directions]
-            p.row1 = run.bounds[item // run.directions + 1]
-            own_blocks(&run.seq[me.direction], &p, &me)
-            forward_part(run, thread, &p, &me)
-            item = team_claim(&run.team[2])
+        forward_groups(run, thread, &p)
         return
+    threads = assembled(&run.job)
     for d in range(run.directions):
         if join(run, &me, d, thread, threads):
             p.row0, p.row1 = 0, run.seq[d].active[0]
             p.gates = run.gates[d]
             own_blocks(&run.seq[d], &p, &me)
-            forward_part(run, thread, &p, &me)
+            forward_part(run, thread, &p, &me, run.step0, run.step1)
 
 
 cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed) noexcept nogil:
@@ -197,7 +260,7 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
             run.level.backward_step(s, p, step, phase)
             # The last phase leaves each thread what it needs itself.
             if not by_rows and phase < phases - 1:
-                if not meet(run, me):
+                if meet(run, me) != MET:
                     return False
                 own_blocks(s, p, me)
     if not by_rows:
@@ -208,11 +271,11 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     return True
 
 
-cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexcept nogil:
+cdef void backward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
     cdef Part p
     cdef Member me
     cdef Sequence *s
-    cdef Py_ssize_t d, claimed
+    cdef Py_ssize_t d, claimed, threads = assembled(&run.job)
     set_up_part(run, &p, thread)
     for d in range(run.directions):
         if not join(run, &me, d, thread, threads):
@@ -227,41 +290,65 @@ cdef void backward_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads) noexc
                 look_for_signals(run)
             if me.size == 1 and run.interrupted:
                 return
-            if not backward_recurrence(run, &p, &me) or not meet(run, &me):
+            if not backward_recurrence(run, &p, &me) or meet(run, &me) != MET:
                 return
             weights_and_inputs(run, &p, &me, &claimed)
-            if not meet(run, &me):
+            if meet(run, &me) != MET:
                 return
             p.step1 = p.step0
 
 
-cdef void run_thread(Run *run, Py_ssize_t thread, Py_ssize_t threads,
-                     bint is_forward) noexcept nogil:
+cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
+    """What each thread does."""
+    cdef Run *run = <Run *>job
     cdef FpMode mode = fp_flush()
-    if is_forward:
-        forward_thread(run, thread, threads)
+    if run.is_forward:
+        forward_thread(run, rank)
     else:
-        backward_thread(run, thread, threads)
+        backward_thread(run, rank)
     fp_restore(mode)
 
 
-cdef int go(Run *run, Py_ssize_t threads, bint is_forward) except -1:
-    """The parallel region."""
-    cdef Py_ssize_t d
-    for d in range(3):
+cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
+    """The work of a call, or of one of its windows, by at most so many threads."""
+    cdef Py_ssize_t d, expected
+    cdef bint all_gone
+    for d in range(2):
         team_init(&run.team[d])
-    run.interrupted = run.crowded = False
+    run.interrupted = run.crowded = run.left_behind = False
     run.alone[0] = run.alone[1] = NEVER
     run.looked, run.next_look = False, 0
-    if threads == 1:
-        with nogil:
-            run_thread(run, 0, 1, is_forward)
-    else:
-        with nogil, parallel(num_threads=threads):
-            run_thread(run, threadid(), omp_get_num_threads(), is_forward)
+    run.job.work = work
+    if run.groups:
+        memset(run.pieces, 0, run.groups * run.directions * sizeof(Piece))
+    if run.private:
+        copy_states(&run.seq[0], &run.team_seq, run.vector)
+    with nogil:
+        expected = hire(&run.job, threads - 1)
+        if not run.is_forward or run.groups == 0:
+            assemble(&run.job, expected)
+        work(&run.job, 0)
+        all_gone = dismiss(&run.job, run.left_behind)
+    if threads > 1:
         note_crowd(run.crowded)
+        forget_gone()
+        if not all_gone:
+            call.job = &run.job
+            left_behind.append(call)
     if run.interrupted:
         raise_pending()
+    return 0
+
+
+# Calls that a helper may still be at, whose memory must stay.
+cdef list left_behind = []
+
+
+cdef int forget_gone() except -1:
+    cdef Call call
+    for call in left_behind[:]:
+        if all_left(call.job):
+            left_behind.remove(call)
     return 0
 
 
@@ -304,18 +391,30 @@ cdef void size_scratch(Run *run, Call call, Py_ssize_t rows) noexcept:
                         + run.masked_size)
 
 
-cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
+cdef Run *new_run(Call call, bint is_forward) except NULL:
+    """In the call's memory, which outlives a helper who is left behind."""
+    cdef Run *run = <Run *>call.arena.room(1, sizeof(Run), True)
+    run.seq, run.level, run.directions = call.seq, call.level, call.directions
+    run.is_forward, run.vector = is_forward, call.level.lanes * call.level.itemsize
+    return run
+
+
+cdef Run *plan_forward(Call call, Py_ssize_t threads) except NULL:
     """Split the work, and allocate what the threads need."""
+    cdef Run *run = new_run(call, True)
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
     cdef Py_ssize_t rows = s.active[0], group_rows = max(1, rows), d, shared
-    run.seq, run.level, run.directions = call.seq, call.level, call.directions
     run.groups = row_groups(call, threads)
     if run.groups:
         group_rows = bound_groups(run, call)
+        run.pieces = <Piece *>call.arena.room(run.groups * run.directions, sizeof(Piece))
     run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
     run.chunk_steps = min(run.chunk_steps, max(1, s.steps))
     run.entries = run.chunk_steps * group_rows
+    run.stint_steps = max(1, s.steps)
+    if threads > 1:
+        run.stint_steps = (s.steps // STINTS // run.chunk_steps + 1) * run.chunk_steps
     size_scratch(run, call, group_rows)
     shared = 0 if s.tape != NULL else times(run.entries, row_size)
     if run.groups:
@@ -326,13 +425,21 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
     run.patience = PATIENCE + 1e-10 * call.work() / max(1, s.steps)
-    return 0
+    run.private = (run.groups == 0 and run.directions == 1 and s.tape == NULL and s.pick == ALL
+                   and threads > 1)
+    if run.private:
+        run.patience += SHORT_PATIENCE - PATIENCE
+        run.team_gates = <char *>call.arena.room(1, shared)
+        run.team_seq = s[0]
+        run.team_seq.y = NULL
+        call.make_states(&run.team_seq, 2)
+    return run
 
 
-cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
+cdef Run *plan_backward(Call call, Py_ssize_t threads) except NULL:
     """Likewise."""
+    cdef Run *run = new_run(call, False)
     cdef Sequence *s = &call.seq[0]
-    run.seq, run.level, run.directions = call.seq, call.level, call.directions
     run.chunk_steps = chunk_of(s.rows)
     run.entries = max(CHUNK_ENTRIES, s.rows)
     size_scratch(run, call, s.rows)
@@ -340,4 +447,4 @@ cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
     run.patience = PATIENCE + 1e-10 * call.work() * run.chunk_steps / max(1, s.steps)
-    return 0
+    return run
