@@ -48,6 +48,7 @@ COMPILED = {
     "timeloop.pxi": ["sequence"],
     "sequence.pyx": ["sequence"],
     "machine.h": ["sequence"],
+    "team.h": ["sequence"],
 }
 AT_ONCE = len(os.sched_getaffinity(0))
 SECONDS = 120  # after which a process is stopped

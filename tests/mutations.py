@@ -69,6 +69,10 @@ LOOP, NATIVE = "kernels/timeloop.pxi", "kernels/sequence.pyx"
 
 KINKS = ["test_variants.py::test_derivative_at_a_kink"]
 BOUNDS = ["test_variants.py::test_a_clip_at_its_bound_lets_the_gradient_through"]
+LEFT_BEHIND = [
+    f"test_threads.py::test_a_thread_that_loses_its_processor_is_left_behind[{cell}-{options}]"
+    for cell, options in (("lstm", {"lengths": "random"}), ("lstm", {"proj_size": 70}))
+]
 HOLES = [
     f"test_steps.py::test_masked_steps_are_as_if_they_were_not_there[lstm-holes-float64-{b}]"
     for b in (False, True)
@@ -583,8 +587,8 @@ RESET_BEFORE = [
         ("reset before: gradient of r without h", "r, d * h, False, False)", "r, d, False, False)"),
         ("reset before: gradient of h without r", "masked(s, row, block, d * r)",
          "masked(s, row, block, d)"),
-        ("reset before: gradient of U_n from h", "vstore(copied(s, s.second_copy, entry, block), r * h)",
-         "vstore(copied(s, s.second_copy, entry, block), h)"),
+        ("reset before: gradient of U_n from h", "s.second_copy, entry, block), r * h)",
+         "s.second_copy, entry, block), h)"),
         ("reset before: direct path dropped", "else vload(carry) + dh * z)", "else vload(carry))"),
     ),
     *planted(
@@ -642,8 +646,7 @@ RANDOM = [
          "masked(s, p.row0 + i, j, vload(<real *>p.out[i] + j * LANES))",
          "vload(<real *>p.out[i] + j * LANES)"),
         ("recurrent dropout: not in the gradient of U",
-         "fed(s, step, row, j), s.w.outputs - j * LANES",
-         "vload(state(s, step, row, j)), s.w.outputs - j * LANES"),
+         "entry, j), fed(s, step, row, j))", "entry, j), vload(state(s, step, row, j)))"),
         ("recurrent dropout: dh of the next step lost",
          "vstore(carry, vload(carry)\n                   + masked",
          "vstore(carry, vset(0)\n                   + masked"),
@@ -765,7 +768,7 @@ EVERY_CELL = [
     *planted(
         PRODUCTS, oracle("lstm"),
         ("backward: y_t for y_{t-1} in the recurrent weights' gradient",
-         "memcpy(h, state(s, step, row, 0),", "memcpy(h, state(s, step + 1, row, 0),"),
+         "entry, j), fed(s, step, row, j))", "entry, j), fed(s, step + 1, row, j))"),
         ("backward: no bias gradient",
          "bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)", "pass"),
         ("steps beyond a row's length run", "min(p.row1, s.active[step])", "p.row1"),
@@ -874,6 +877,35 @@ SEQUENCES = [
     *planted(
         LOOP, ["test_layers.py::test_floating_point_mode_is_left_alone"],
         ("floating-point mode not restored", "    fp_restore(mode)\n", ""),
+    ),
+    *planted(
+        LOOP, threads("lstm", "gru", "reset_before"),
+        ("team: outputs not given", "run.level.publish(own, s, p, step)", "pass"),
+        ("team: begins from another state", "copy_states(&run.seq[0], &run.team_seq, run.vector)",
+         "pass"),
+        ("team: final state kept to itself", "    if s != own and me.rank == 0:\n        copy",
+         "    if False:\n        copy"),
+        ("team: no meeting between phases", "        how = meet(run, me)\n        if",
+         "        how = meet(run, me) if phase else MET\n        if"),
+    ),
+    *planted(
+        LOOP, LEFT_BEHIND,
+        ("left behind: the step not made again", "p.step1 = step\n", "p.step1 = step + 1\n"),
+        ("left behind: state of the start", "                copy_states(&run.team_seq, own,",
+         "                pass #"),
+        ("left behind: the leader goes on in the team's memory",
+         "s, p.gates, me.size = own, run.gates[0], 1", "me.size = 1"),
+        ("left behind: half of the blocks", "                own_blocks(s, p, me)\n"
+         "                p.step1 = step", "                p.step1 = step"),
+        ("left behind: helpers write the caller's outputs", "run.team_seq.y = NULL", "pass"),
+    ),
+    *planted(
+        "kernels/team.h", ["test_threads.py::test_a_forked_child_gets_threads_of_its_own"],
+        ("fork: the parent's threads counted on", "    atomic_store(&n_helpers, 0);\n", ""),
+    ),
+    *planted(
+        "kernels/team.h", ["test_threads.py::test_no_processor_is_used_after_a_call"],
+        ("helpers spin on", "seconds() - began > spin", "0"),
     ),
 ]  # fmt: skip
 

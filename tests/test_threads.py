@@ -1,11 +1,19 @@
 """Work large enough for a team: any number of threads, more than there are processors included."""
 
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+
 import numpy as np
 import pytest
 import threadpoolctl
-from helpers import CELLS, LAYERS, assert_same_bits, parts
+from helpers import CELLS, LAYERS, assert_same_bits, parts, problem, run_python
 
 import cylstm
+from cylstm.kernels import sequence
 
 HIDDEN, INPUTS, STEPS = 200, 70, 40
 
@@ -50,3 +58,80 @@ def test_the_default_number_of_threads():
 def test_threadpoolctl_is_honoured():
     with threadpoolctl.threadpool_limits(1):
         assert cylstm.get_num_threads() == 1
+
+
+@contextlib.contextmanager
+def busy_processors():
+    """Another process on every processor."""
+    burn = [sys.executable, "-c", "while True: pass"]
+    others = [subprocess.Popen(burn) for _ in range(len(os.sched_getaffinity(0)))]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+@pytest.mark.parametrize(
+    ("cell", "options"),
+    [("lstm", {"lengths": "random"}), ("lstm", {"proj_size": 70}), ("gru", {}),
+     ("gru", {"reset_after": False, "lengths": "random"})],
+    ids=str,
+)  # fmt: skip
+def test_a_thread_that_loses_its_processor_is_left_behind(cell, options):
+    """And does no harm when it comes, during the call or when the caller has its outputs."""
+    lengths = (1000, *[100] * 8)
+    problems = [problem(cell, (70, 200), steps=steps, rows=3, **options) for steps in lengths]
+    expected = [p.infer(num_threads=1) for p in problems]
+    outputs: deque[np.ndarray] = deque(maxlen=20)
+    before, until = sequence.left_behind_count(), time.monotonic() + 60
+    with busy_processors():
+        while sequence.left_behind_count() < before + 24:
+            assert time.monotonic() < until, "no thread has lost its processor"
+            for p, result in zip(problems, expected, strict=True):
+                y, state = p.infer(num_threads=2)
+                assert_same_bits((y, state), result)
+                y[...] = 7
+                outputs.append(y)
+                assert all(np.all(y == 7) for y in outputs)
+
+
+HELPERS_OF_A_CHILD = """
+import os
+from helpers import problem
+
+p = problem("lstm", (200, 200), steps=20, rows=32)
+threads = lambda: len(os.listdir("/proc/self/task"))
+p.infer(num_threads=2)
+assert threads() >= 2
+child = os.fork()
+if not child:
+    alone = threads()
+    p.infer(num_threads=2)
+    os._exit(0 if alone == 1 and threads() == 2 else 1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads as Linux does")
+def test_a_forked_child_gets_threads_of_its_own():
+    run_python(HELPERS_OF_A_CHILD, PYTHONWARNINGS="ignore::DeprecationWarning")
+
+
+IDLE = """
+import time
+from helpers import problem
+
+p = problem("lstm", (200, 200), steps=20, rows=32)
+for _ in range(5):
+    p.infer(num_threads=2)
+time.sleep(0.05)
+before = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - before)
+"""
+
+
+def test_no_processor_is_used_after_a_call():
+    assert float(run_python(IDLE)) < 0.01

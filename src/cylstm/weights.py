@@ -115,10 +115,12 @@ def add_gradients(
     """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
     with layer._lock:
         views = layer.split(layer.flat_grads)
-        masks = [m or [None] * layer.num_directions for m in dropconnect]
-        directions = list(zip(layer._suffixes(), sum(masks, []), strict=True))
-        into = [_places(layer, views, suffix, mask) for suffix, mask in directions]
         d = layer.num_directions
+        masks: list[Array | None] = []
+        for of_layer in dropconnect:
+            masks += of_layer or [None] * d
+        directions = list(zip(layer._suffixes(), masks, strict=True))
+        into = [_places(layer, views, suffix, mask) for suffix, mask in directions]
         sequence.add_gradients(calls, [into[i : i + d] for i in range(0, len(into), d)])
         for found, (suffix, mask) in zip(into, directions, strict=True):
             _add_rest(layer, views, suffix, found, mask)

@@ -190,6 +190,11 @@ cdef int team_size(Call call, int threads):
 include "timeloop.pxi"
 
 
+def left_behind_count():
+    """How many calls have gone on without a thread that had lost its processor."""
+    return n_left_behind
+
+
 def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bint taped,
             int threads, extras=None):
     """Run one layer over a batch.

@@ -1,10 +1,10 @@
 # Time and threads: one job per call.
 #
-# Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With few, all threads of a
-# direction share the rows, own blocks of units (whose weights stay in their cache) and meet once
-# per step. Backward goes through chunks of time: first the recurrence, split likewise, then the
-# chunk's share of weight and input gradients, claimed piece by piece. The split never changes the
-# order in which anything is added up.
+# Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With
+# few, all threads of a direction share the rows, own blocks of units (whose weights stay in their
+# cache) and meet once per step. Backward goes through chunks of time: first the recurrence, split
+# likewise, then the chunk's share of weight and input gradients, claimed piece by piece. The split
+# never changes the order in which anything is added up.
 #
 # Where another process needs a processor, a team that meets would wait for a time slice whenever a
 # thread loses its own. In inference the team works in memory that nobody else looks at, and its
@@ -311,6 +311,7 @@ cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
 
 cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
     """The work of a call, or of one of its windows, by at most so many threads."""
+    global n_left_behind
     cdef Py_ssize_t d, expected
     cdef bint all_gone
     for d in range(2):
@@ -329,6 +330,7 @@ cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
             assemble(&run.job, expected)
         work(&run.job, 0)
         all_gone = dismiss(&run.job, run.left_behind)
+    n_left_behind += run.left_behind
     if threads > 1:
         note_crowd(run.crowded)
         forget_gone()
@@ -342,6 +344,7 @@ cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
 
 # Calls that a helper may still be at, whose memory must stay.
 cdef list left_behind = []
+cdef Py_ssize_t n_left_behind = 0
 
 
 cdef int forget_gone() except -1:
