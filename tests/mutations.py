@@ -300,7 +300,7 @@ ACTIVATIONS = [
     *planted(
         PACKED, oracle("clip"),
         ("pre-activations not kept for a clip", "w.kinks = w.clip != 0", "w.kinks = False"),
-        ("a clip makes no variant", "w.plain = w.clip == 0 and ", "w.plain = "),
+        ("a clip makes no variant", "w.plain = (w.clip == 0 and ", "w.plain = ("),
     ),
     *planted(
         "activations.py", activation("rnn-HardSigmoid", "rnn-leakyRELU", "rnn-ThresholdedRelu",
@@ -711,8 +711,8 @@ RANDOM = [
     ),
     *planted(
         PACKED, oracle("lstm-zoneout", "lstm-zoneout_cell"),
-        ("zoneout makes no variant", "w.norm == NONE and w.zone == 0 \\", "w.norm == NONE \\"),
-        ("zoneout of c makes no variant", "and w.zone_c == 0 and not", "and not"),
+        ("zoneout makes no variant", " and w.zone == 0 and", " and"),
+        ("zoneout of c makes no variant", "and w.zone_c == 0\n", "\n"),
     ),
     *planted(
         CALL, oracle("lstm-zoneout_cell", "lstm-recurrent_dropout"),
@@ -998,8 +998,8 @@ TOPOLOGY = [
                          for s in ("(5, 17)", "(17, 5, 33)")],
         ("initial values by the first layer's size", "math.sqrt(self.hidden_sizes[depth])",
          "math.sqrt(self.hidden_sizes[0])"),
-        ("a sum as wide as both", 'concatenated = self.merge_mode in ("concat", "separate")',
-         "concatenated = True"),
+        ("a sum as wide as both", "side_by_side = self.merge_mode in outputs.SIDE_BY_SIDE",
+         "side_by_side = True"),
         ("layers as wide as the first", "return self.output_sizes[depth] *",
          "return self.output_sizes[0] *"),
     ),

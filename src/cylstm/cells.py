@@ -1,4 +1,7 @@
-"""What the kernels are told about a cell and a call: plain data, one name per notion."""
+"""What the kernels are told about a cell and a call: plain data, one name per notion.
+
+Plain classes: importing dataclasses costs more than the rest of the package.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,8 @@ class Cell:
     def __init__(
         self,
         kind: str,  # "rnn", "gru" or "lstm"
-        activations: tuple[
-            Activation, ...
-        ],  # in slot order; for LSTM then that of c on its way out
+        # In slot order; for LSTM then that of c on its way out.
+        activations: tuple[Activation, ...],
         reverse: bool = False,
         clip: float = 0.0,  # 0 for none, as the next
         cell_clip: float = 0.0,

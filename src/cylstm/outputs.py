@@ -42,9 +42,7 @@ def join(layer: Recurrent, both: Array, batch: Batch | None) -> Array:
     """Both directions merged; with `batch` those of the last layer, maybe one output per row."""
     if batch is not None and batch.pick in POOLED:
         both = np.concatenate(list(both), axis=-1)
-    if layer.num_directions == 1:
-        return both
-    if layer.merge_mode in SIDE_BY_SIDE:
+    if layer.num_directions == 1 or layer.merge_mode in SIDE_BY_SIDE:
         return both
     one, other = np.split(both, 2, axis=-1)
     merged: Array = one * other if layer.merge_mode == "mul" else one + other
@@ -57,16 +55,11 @@ def result(
     layer: Recurrent, y: Array, batch: Batch, out: Array | None, inside: Array | None
 ) -> Any:
     """Turn the last layer's merged output into what the caller gets."""
+    if out is not None and inside is None:
+        by_row = out if batch.batched else out[None]
+        into = by_row if batch.pick in POOLED else batch.inward(out)
+        into[...] = y
     if out is not None:
-        if inside is None:
-            into = (
-                batch.inward(out)
-                if batch.pick not in POOLED
-                else out
-                if batch.batched
-                else out[None]
-            )
-            into[...] = y
         return out
     if layer.merge_mode != "separate":
         return batch.y_outward(y)

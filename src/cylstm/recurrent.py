@@ -196,8 +196,8 @@ class Recurrent(Parameters):
 
     def _merged(self, depth: int) -> int:
         """Features of a layer's output."""
-        concatenated = self.merge_mode in ("concat", "separate")
-        return self.output_sizes[depth] * (self.num_directions if concatenated else 1)
+        side_by_side = self.merge_mode in outputs.SIDE_BY_SIDE
+        return self.output_sizes[depth] * (self.num_directions if side_by_side else 1)
 
     def _suffixes(self) -> list[str]:
         """Names of all directions of all layers, in the order of the states' first axis."""

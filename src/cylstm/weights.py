@@ -67,7 +67,7 @@ def pack(
         layer._cell(suffix),
         params["weight_ih"][None],
         None if layer.independent else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
-        (np.zeros_like(bias) if layer.layer_norm else bias)[None, None],
+        bias[None, None],
         backward,
         params["weight_hr"][None] if layer.proj_size else None,
         single,

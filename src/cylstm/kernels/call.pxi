@@ -313,8 +313,7 @@ cdef class Call:
             return
         for b in range(s.rows):
             memcpy(saved + b * width,
-                   <char *>states + ((min(step, self.length[b]) & s.ring) * s.rows + b) * width,
-                   width)
+                   <char *>states + ((step & s.ring) * s.rows + b) * width, width)
 
     cdef Call again(self, dy, list dx, double clip_step):
         """A copy for one backward pass, with gradients where the outputs were."""

@@ -35,11 +35,9 @@ cdef inline vec d_gate(const Sequence *s, const real *z, Py_ssize_t slot, vec y,
     if plain:
         return d_tanh(y, dy) if is_tanh else d_sigmoid(y, dy)
     a = vload(z + (s.w.kept + slot) * LANES) if s.w.kept else y
+    d = d_activate(&s.w.act[slot], a, y, dy)
     if s.w.clip > 0:
-        d = d_activate(&s.w.act[slot], vclamp(a, vset(-s.w.clip), vset(s.w.clip)), y, dy)
         d = vwithin(a, s.w.clip, d)
-    else:
-        d = d_activate(&s.w.act[slot], a, y, dy)
     if s.clip_step > 0:
         d = vclamp(d, vset(-s.clip_step), vset(s.clip_step))
     return d

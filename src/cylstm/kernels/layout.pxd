@@ -76,7 +76,7 @@ ctypedef struct Weights:
     Py_ssize_t norm_x       # G, in the order of the input product; of gates: the only ones
     Py_ssize_t norm_h       # G, in the order of the recurrent product
     Py_ssize_t norm_c       # weight and bias
-    Py_ssize_t norm_bias    # as `bias`, which is 0 then: added after normalising
+    Py_ssize_t norm_bias    # in place of `bias`: added after normalising
     Py_ssize_t diagonal     # recurrent weights of an IndRNN
     # Set by a call: what a row's block keeps at one step, in vectors
     Py_ssize_t slots        # S: all of the following

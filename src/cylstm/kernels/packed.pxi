@@ -73,8 +73,9 @@ cdef class Packed:
         w.norm = {None: NONE, "haste": OF_PRODUCTS, "tflite": OF_GATES}[cell.norm]
         if len(cell.activations) != w.gates + (w.cell == LSTM):
             raise ValueError(f"activations: expected one per slot, got {cell.activations}")
-        w.plain = w.clip == 0 and w.cell_clip == 0 and w.norm == NONE and w.zone == 0 \
-            and w.zone_c == 0 and not w.coupled and not w.reset_before
+        # As are those with weights of single units (norms among them) or a second product.
+        w.plain = (w.clip == 0 and w.cell_clip == 0 and w.zone == 0 and w.zone_c == 0
+                   and not w.coupled)
         w.kinks = w.clip != 0
         for slot in range(len(cell.activations)):
             of_cell = w.cell == LSTM and slot == w.gates
