@@ -360,8 +360,8 @@ LAYER_NORM = [
     ),
     *planted(
         NORMS, chunks("haste"),
-        ("scale of another window of a checkpointed tape",
-         "(s.first[step] - s.first[s.base] + row) * 4", "(s.first[step] + row) * 4"),
+        ("scales of the last step throughout", "(s.first[step] - s.first[s.base] + row) * 4",
+         "row * 4"),
     ),
     *planted(
         NORMS, oracle("haste", "gru-haste"),
