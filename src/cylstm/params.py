@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from _thread import RLock  # all that is needed of threading, which takes time to import
+from _thread import RLock  # importing threading takes longer than the package
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,8 @@ class Parameters:
         read_only = self._storage.data.toreadonly()
         self._flat_params = np.frombuffer(read_only, self.dtype)
         self._params = MappingProxyType(self.split(self._flat_params))
-        self._grads = _Gradients(self.split(self._flat_grads))
+        self._grad_views = self.split(self._flat_grads)
+        self._grads = _Gradients(self._grad_views)
 
     @property
     def params(self) -> Mapping[str, Array]:
@@ -210,7 +211,7 @@ class Parameters:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the lock and the views."""
-        derived = {"_lock", "_params", "_grads", "_flat_params"}
+        derived = {"_lock", "_params", "_grads", "_grad_views", "_flat_params"}
         return {k: v for k, v in self.__dict__.items() if k not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -113,9 +113,8 @@ def add_gradients(
     layer: Recurrent, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
 ) -> None:
     """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
+    views, d = layer._grad_views, layer.num_directions
     with layer._lock:
-        views = layer.split(layer.flat_grads)
-        d = layer.num_directions
         masks: list[Array | None] = []
         for of_layer in dropconnect:
             masks += of_layer or [None] * d

@@ -68,6 +68,10 @@ cdef extern from * nogil:
     #define CHUNK_ENTRIES 256
     /* Rows one thread takes at a time, so that scratch does not grow with the batch. */
     #define GROUP_ROWS 64
+    /* Rows that a thread takes at least: a tile's height, more if weights are far away. */
+    #define FEW_ROWS 4
+    #define MANY_ROWS 8
+    #define NEAR_BYTES (512 * 1024)
     /* Groups for each thread, if there are rows enough, and parts of their time. */
     #define CLAIMS 2
     #define STINTS 8
@@ -94,6 +98,9 @@ cdef extern from * nogil:
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
     const Py_ssize_t GROUP_ROWS
+    const Py_ssize_t FEW_ROWS
+    const Py_ssize_t MANY_ROWS
+    const Py_ssize_t NEAR_BYTES
     const Py_ssize_t CLAIMS
     const Py_ssize_t STINTS
     const Py_ssize_t DX_ENTRIES
@@ -155,6 +162,13 @@ cdef int expect(str name, values, Py_ssize_t count) except -1:
 include "call.pxi"
 
 
+cdef Py_ssize_t least_rows(Call call) noexcept:
+    """Rows that a thread's walk through all recurrent weights must serve to pay."""
+    cdef Weights *w = &call.seq[0].w
+    return FEW_ROWS if (<double>w.gates * w.hidden * w.outputs * call.level.itemsize
+                        <= NEAR_BYTES) else MANY_ROWS
+
+
 cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
     """Groups of rows for threads to claim; 0 if they had better share rows and own blocks."""
     cdef Py_ssize_t rows = call.seq[0].active[0], directions = call.directions
@@ -163,9 +177,10 @@ cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
         return groups
     if call.seq[0].w.norm != NONE:
         return max(groups, min(rows, threads))  # a norm needs whole rows
-    # Several for each thread, so that one that is kept waiting holds up little; eight rows at
-    # least, so that weights are read for many.
-    groups = max(groups, min(rows // 8, CLAIMS * threads // directions))
+    # Several for each thread, so that one that is kept waiting holds up little.
+    groups = max(groups, min(rows // MANY_ROWS, CLAIMS * threads // directions))
+    if groups * directions < threads <= rows // least_rows(call) * directions:
+        groups = threads // directions
     return groups if groups * directions >= threads else 0
 
 

@@ -31,6 +31,7 @@ ctypedef struct Run:
     Py_ssize_t *bounds      # (groups + 1) first row of each group
     Piece *pieces           # (groups * directions)
     Py_ssize_t stint_steps
+    Py_ssize_t least_rows   # backward: fewer a thread share rows and own blocks
     Py_ssize_t chunk_steps
     Py_ssize_t step0        # of this run, as are the next; the call may take several
     Py_ssize_t step1
@@ -248,7 +249,7 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     cdef Sequence *s = &run.seq[me.direction]
     cdef Py_ssize_t step, rows = s.active[p.step0], step0 = p.step0, step1 = p.step1
     cdef Py_ssize_t phase, phases = 2 + (s.w.w_2 != NULL)
-    cdef bint by_rows = me.size == 1 or rows >= 8 * me.size or s.w.norm != NONE
+    cdef bint by_rows = me.size == 1 or rows >= run.least_rows * me.size or s.w.norm != NONE
     p.row0, p.row1, p.block0, p.block1 = 0, rows, 0, s.w.blocks
     p.out0, p.out1 = 0, s.w.out_blocks
     if by_rows:
@@ -444,6 +445,7 @@ cdef Run *plan_backward(Call call, Py_ssize_t threads) except NULL:
     cdef Run *run = new_run(call, False)
     cdef Sequence *s = &call.seq[0]
     run.chunk_steps = chunk_of(s.rows)
+    run.least_rows = least_rows(call)
     run.entries = max(CHUNK_ENTRIES, s.rows)
     size_scratch(run, call, s.rows)
     run.scratch_size += run.entries * 4 * call.level.lanes * call.level.itemsize
