@@ -91,7 +91,7 @@ cdef extern from * nogil:
     /* Likewise before a leader who can do without a thread goes on alone. */
     #define SHORT_PATIENCE 20e-6
     #define CROWDED_LEAST 1e-3
-    #define CROWDED_MOST 100e-3
+    #define CROWDED_MOST 8e-3
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     """

@@ -363,7 +363,7 @@ cdef void note_crowd(bint crowded) noexcept:
         crowded_until = seconds() + crowded_for
         crowded_for = min(CROWDED_MOST, 2 * crowded_for)
     else:
-        crowded_for = max(CROWDED_LEAST, 0.95 * crowded_for)
+        crowded_for = max(CROWDED_LEAST, 0.5 * crowded_for)
 
 
 cdef int raise_pending() except -1:
