@@ -41,9 +41,9 @@ REALS = {"f32": "float", "f64": "double"}
 CFLAGS = [
     *os.environ.get("CYLSTM_CFLAGS_OPT", "-O3").split(),
     *"-std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=off".split(),
-    *"-fvisibility=hidden -g0".split(),
+    *"-fvisibility=hidden -g0 -pthread".split(),
 ]
-LDFLAGS = ["-Wl,-s"] if sys.platform == "linux" else []
+LDFLAGS = ["-pthread", "-Wl,-s"] if sys.platform == "linux" else []
 
 DIRECTIVES = dict.fromkeys(["boundscheck", "wraparound", "initializedcheck", "autotestdict"], False)
 DIRECTIVES |= dict.fromkeys(["binding", "cdivision", "freethreading_compatible"], True)

@@ -5,6 +5,8 @@ layer over a batch; kept, it is the tape of that pass. Sizes are checked again h
 arithmetic, whatever the Python face has checked before.
 """
 
+from _thread import allocate_lock
+
 cimport cython
 cimport numpy as cnp
 from cpython.pycapsule cimport (

@@ -334,10 +334,8 @@ cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
     n_left_behind += run.left_behind
     if threads > 1:
         note_crowd(run.crowded)
-        forget_gone()
-        if not all_gone:
-            call.job = &run.job
-            left_behind.append(call)
+        call.job = &run.job
+        keep_while_used(call, all_gone)
     if run.interrupted:
         raise_pending()
     return 0
@@ -345,14 +343,19 @@ cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
 
 # Calls that a helper may still be at, whose memory must stay.
 cdef list left_behind = []
+cdef object left_behind_lock = allocate_lock()
 cdef Py_ssize_t n_left_behind = 0
 
 
-cdef int forget_gone() except -1:
-    cdef Call call
-    for call in left_behind[:]:
-        if all_left(call.job):
-            left_behind.remove(call)
+cdef int keep_while_used(Call call, bint all_gone) except -1:
+    """Keep what a helper still uses; forget what none does any more."""
+    cdef Call other
+    if all_gone and not left_behind:
+        return 0
+    with left_behind_lock:
+        if not all_gone:
+            left_behind.append(call)
+        left_behind[:] = [other for other in left_behind if not all_left(other.job)]
     return 0
 
 
