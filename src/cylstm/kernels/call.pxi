@@ -22,7 +22,7 @@ cdef class Call:
     cdef list weights
     cdef object extras
     cdef Call forward_call      # whose arena a backward call points into, too
-    cdef Job *job               # that a helper who was left behind may still be at
+    cdef Job *job               # that a helper left behind may still be at
     cdef readonly object x
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
     cdef Py_ssize_t window      # 0: the tape is kept

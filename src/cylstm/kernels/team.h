@@ -2,8 +2,8 @@
  *
  * An OpenMP region ends only when all of its threads have come, so a thread that another process
  * keeps from running holds up the rest by a time slice. Here a job goes on with the helpers that
- * are there: who has not begun is not waited for, and a team that can do without a member who does
- * not come to a meeting leaves him behind.
+ * are there: one that has not begun is not waited for, and a team that can do without a member that
+ * does not come to a meeting leaves it behind.
  */
 #ifndef CYLSTM_TEAM_H
 #define CYLSTM_TEAM_H
@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include "machine.h"
 
-/* Work for a leader, who calls work(job, 0) himself, and for helpers. It must stay in memory until
+/* Work for a leader, which calls work(job, 0) itself, and for helpers. It must stay in memory until
  * all of them have left. */
 typedef struct Job {
     void (*work)(struct Job *job, ptrdiff_t rank);
@@ -26,8 +26,8 @@ typedef struct Job {
     _Atomic ptrdiff_t size;                 /* of the team, if it has to assemble; 0 until it has */
 } Job;
 
-/* A helper spins this long for his next job before he sleeps, longer if he has missed one; a leader
- * waits this long for a helper who was there last time and wakes up as fast. */
+/* A helper spins this long for its next job before it sleeps, longer if it has missed one; a leader
+ * waits this long for a helper that was there last time and wakes up as fast. */
 #define SPIN_SECONDS 100e-6
 #define SPIN_AGAIN_SECONDS 2e-3
 #define ENTRY_SECONDS 100e-6
@@ -35,13 +35,13 @@ enum { MOST_HELPERS = 255, SPINS = 10000, SPINS_UNTIMED = 500 };
 
 typedef struct {
     _Alignas(64) _Atomic(Job *) post;   /* a job to begin; the helper or the leader takes it away */
-    _Atomic(Job *) job;                 /* whose he is */
-    _Atomic int taken;                  /* by a leader, until he has left the job or it is cancelled */
-    _Atomic int absent;                 /* was not there when he was needed; has not been seen since */
+    _Atomic(Job *) job;                 /* the one it is at or has been sent */
+    _Atomic int taken;                  /* by a leader, until it leaves or is cancelled */
+    _Atomic int absent;                 /* was not there when needed, not seen since */
     _Atomic int asleep;
     _Atomic int slow;                   /* to wake up, the last time */
     double woken;                       /* when, in seconds() */
-    _Atomic int leader_cpu;             /* which processor his leader runs on */
+    _Atomic int leader_cpu;             /* which processor its leader runs on */
     pthread_mutex_t lock;
     pthread_cond_t wake;
 } Helper;
@@ -66,7 +66,7 @@ static inline void pause_or_yield(ptrdiff_t spins) {
 
 #ifdef __linux__
 static inline int this_cpu(void) { return sched_getcpu(); }
-/* Where all processors are busy, Linux wakes a thread on that of the one who wakes it, and keeps
+/* Where all processors are busy, Linux wakes a thread on that of the one that wakes it, and keeps
  * the two together. */
 static void move_off(int cpu) {
     cpu_set_t allowed, others;
@@ -194,7 +194,7 @@ static inline ptrdiff_t hire(Job *job, ptrdiff_t wanted) {
     return expected;
 }
 
-/* Take the job back from those who have not begun. */
+/* Take the job back from those that have not begun. */
 static inline void cancel(Job *job) {
     const int n = atomic_load(&n_helpers);
     for (int i = 0; i < n && atomic_load(&job->entered) < job->hired; i++) {
@@ -209,7 +209,7 @@ static inline void cancel(Job *job) {
     }
 }
 
-/* Wait for those who can be expected, and go on without the others. */
+/* Wait for those that can be expected, and go on without the others. */
 static inline void assemble(Job *job, ptrdiff_t expected) {
     double until = 0;
     for (ptrdiff_t spins = 0; atomic_load(&job->entered) < expected; spins++) {
@@ -229,7 +229,7 @@ static inline ptrdiff_t assembled(Job *job) {
 
 static inline int all_left(Job *job) { return atomic_load(&job->left) == job->hired; }
 
-/* The leader has done his part: wait for the helpers who have begun, unless they are left behind.
+/* The leader has done its part: wait for the helpers that have begun, unless they are left behind.
  * Whether all of them have left. */
 static inline int dismiss(Job *job, int leave_behind) {
     cancel(job);
@@ -254,12 +254,12 @@ static inline void team_init(Team *team) {
     atomic_init(&team->claimed, 0);
 }
 
-/* How a meeting went: as it should; someone came so late that he must have lost his processor; a
- * leader stopped waiting; or he has, and whom he did not wait for may go. */
+/* How a meeting went: as it should; a thread came so late that it must have lost its processor; this
+ * one, the leader, has stopped waiting; or the leader has, and this one may go. */
 typedef enum { MET, LATE, GIVEN_UP, DISMISSED } Meeting;
 #define DISSOLVED (PTRDIFF_MIN / 2)
 
-/* Wait for all `size` threads; after `patience` seconds one who may `give_up` does. Arrivals are
+/* Wait for all `size` threads; after `patience` seconds one that may `give_up` does. Arrivals are
  * never counted back, so that a meeting that has just been complete cannot be given up. */
 static inline Meeting team_meet(Team *team, ptrdiff_t size, double patience, int give_up) {
     ptrdiff_t arrived = atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) + 1;
@@ -284,8 +284,8 @@ typedef struct {
     _Atomic ptrdiff_t done;
 } Piece;
 
-/* The piece that is furthest behind of those nobody is at, so that who loses his processor holds up
- * a stint; waits if somebody is at all that is left; -1 after the last. */
+/* The piece that is furthest behind of those no thread is at, so that one that loses its processor
+ * holds up a stint; waits while other threads are at all that is left; -1 after the last. */
 static inline ptrdiff_t take_piece(Piece *pieces, ptrdiff_t n, ptrdiff_t stints) {
     for (ptrdiff_t spins = 0;; spins++) {
         ptrdiff_t best = -1, least = stints, left = 0;

@@ -8,9 +8,9 @@
 #
 # Where another process needs a processor, a team that meets would wait for a time slice whenever a
 # thread loses its own. In inference the team works in memory that nobody else looks at, and its
-# leader, who alone gives the caller anything, goes on without who is missing. Where all have to
-# write what is kept (the tape, gradients), the first to notice says so, the leader goes on alone
-# once all have come, and for a while calls stay on one thread.
+# leader, which alone gives the caller anything, goes on without a thread that is missing. Where all
+# have to write what is kept (the tape, gradients), the first to notice says so, the leader goes on
+# alone once all have come, and for a while calls stay on one thread.
 
 cdef extern from "Python.h" nogil:
     # Declared without error return: a pending exception is raised after the region.
@@ -90,7 +90,7 @@ cdef void look_for_signals(Run *run) noexcept nogil:
 
 
 cdef Meeting meet(Run *run, Member *me) noexcept nogil:
-    """Wait for the rest of the team: MET, or GIVEN_UP by the leader, or DISMISSED by him."""
+    """Wait for the rest of the team: MET, or GIVEN_UP by the leader, or DISMISSED by it."""
     cdef Meeting how
     if me.size == 1:
         return MET
@@ -399,7 +399,7 @@ cdef void size_scratch(Run *run, Call call, Py_ssize_t rows) noexcept:
 
 
 cdef Run *new_run(Call call, bint is_forward) except NULL:
-    """In the call's memory, which outlives a helper who is left behind."""
+    """In the call's memory, which outlives a helper that is left behind."""
     cdef Run *run = <Run *>call.arena.room(1, sizeof(Run), True)
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
     run.is_forward, run.vector = is_forward, call.level.lanes * call.level.itemsize
