@@ -885,8 +885,8 @@ SEQUENCES = [
          "pass"),
         ("team: final state kept to itself", "    if s != own and me.rank == 0:\n        copy",
          "    if False:\n        copy"),
-        ("team: no meeting between phases", "        how = meet(run, me)\n        if",
-         "        how = meet(run, me) if phase else MET\n        if"),
+        ("team: no meeting between phases", "        how = meet(run, s, p, me)\n        if",
+         "        how = meet(run, s, p, me) if phase else MET\n        if"),
     ),
     *planted(
         LOOP, LEFT_BEHIND,
@@ -1077,6 +1077,11 @@ LAYERS = [
         NATIVE, ["test_native.py::test_gradients_are_added_all_or_none"],
         ("gradients added before all are looked at", "for look_only in (True, False):",
          "for look_only in (False,):"),
+    ),
+    *planted(
+        PRODUCTS, every_cell("test_sequences.py::test_steps_that_no_row_has_add_nothing"),
+        ("sums start from 0 in the last chunk only, be it empty", "zeros if s.active[p.step1] == 0",
+         "zeros if p.step1 == s.steps"),
     ),
     *planted(
         NATIVE, every_cell("test_sequences.py::test_no_step_no_gradient"),

@@ -38,6 +38,20 @@ def test_nothing_to_do(cell, dtype, steps, rows, lengths, bidirectional):
 
 
 @EVERY
+def test_steps_that_no_row_has_add_nothing(cell):
+    """Not even where backward's last chunks of time are empty, whatever memory held before."""
+    p = problem(cell, (40, 64), steps=70, rows=12, lengths=np.arange(12), dtype="float64")
+    p.backward(p.forward()[2])
+    few = p._replace(x=p.x[:11], dy=p.dy[:11])
+    gradients = []
+    for q in (p, few):
+        q.layer.zero_grad()
+        q.backward(q.forward()[2])
+        gradients.append(q.layer.flat_grads.copy())
+    assert_same_bits(*gradients)
+
+
+@EVERY
 def test_no_step_no_gradient(cell):
     """Whatever the memory of earlier calls holds."""
     p = problem(cell, (40, 64), steps=5, rows=3, lengths=[5, 3, 4])

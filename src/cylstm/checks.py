@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cylstm.params import Array
+
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    Array = npt.NDArray[Any]
-else:  # numpy.typing takes time to import
-    Array = np.ndarray
 
 READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
 WRITEABLE = READY | 0x400

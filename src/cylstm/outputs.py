@@ -55,15 +55,15 @@ def result(
     layer: Recurrent, y: Array, batch: Batch, out: Array | None, inside: Array | None
 ) -> Any:
     """Turn the last layer's merged output into what the caller gets."""
-    if out is not None and inside is None:
+    if out is None:
+        if layer.merge_mode != "separate":
+            return batch.y_outward(y)
+        return tuple(batch.y_outward(part) for part in np.split(y, 2, axis=-1))
+    if inside is None:
         by_row = out if batch.batched else out[None]
         into = by_row if batch.pick in POOLED else batch.inward(out)
         into[...] = y
-    if out is not None:
-        return out
-    if layer.merge_mode != "separate":
-        return batch.y_outward(y)
-    return tuple(batch.y_outward(part) for part in np.split(y, 2, axis=-1))
+    return out
 
 
 def gradient(layer: Recurrent, dy: Any, batch: Batch) -> Array:

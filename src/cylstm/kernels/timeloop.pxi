@@ -89,8 +89,18 @@ cdef void look_for_signals(Run *run) noexcept nogil:
     run.next_look = now + 0.1
 
 
-cdef Meeting meet(Run *run, Member *me) noexcept nogil:
-    """Wait for the rest of the team: MET, or GIVEN_UP by the leader, or DISMISSED by it."""
+cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
+    p.block0 = share(s.w.blocks, me.rank, me.size)
+    p.block1 = share(s.w.blocks, me.rank + 1, me.size)
+    p.out0 = share(s.w.out_blocks, me.rank, me.size)
+    p.out1 = share(s.w.out_blocks, me.rank + 1, me.size)
+
+
+cdef Meeting meet(Run *run, Sequence *s, Part *p, Member *me) noexcept nogil:
+    """Wait for the rest of the team: MET, or GIVEN_UP by the leader, or DISMISSED by it.
+
+    A leader that is alone from here on has met, and has all blocks.
+    """
     cdef Meeting how
     if me.size == 1:
         return MET
@@ -103,8 +113,10 @@ cdef Meeting meet(Run *run, Member *me) noexcept nogil:
     if how == LATE and not run.private:
         run.crowded = True
     if run.alone[me.direction] <= me.meetings:
+        if me.rank > 0:
+            return DISMISSED
         me.size = 1
-        return MET if me.rank == 0 else DISMISSED
+        own_blocks(s, p, me)
     return MET
 
 
@@ -126,13 +138,6 @@ cdef bint join(Run *run, Member *me, Py_ssize_t d, Py_ssize_t thread,
         me.rank, me.size = thread // 2, (threads + 1 - d) // 2
         return thread % 2 == d
     return True
-
-
-cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
-    p.block0 = share(s.w.blocks, me.rank, me.size)
-    p.block1 = share(s.w.blocks, me.rank + 1, me.size)
-    p.out0 = share(s.w.out_blocks, me.rank, me.size)
-    p.out1 = share(s.w.out_blocks, me.rank + 1, me.size)
 
 
 cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me, Py_ssize_t step0,
@@ -178,10 +183,9 @@ cdef Meeting forward_phases(Run *run, Sequence *s, Part *p, Member *me,
     cdef Meeting how
     for phase in range(1 + (s.w.w_2 != NULL)):
         run.level.forward_step(s, p, step, phase)
-        how = meet(run, me)
+        how = meet(run, s, p, me)
         if how != MET:
             return how
-        own_blocks(s, p, me)
     return MET
 
 
@@ -261,9 +265,8 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
             run.level.backward_step(s, p, step, phase)
             # The last phase leaves each thread what it needs itself.
             if not by_rows and phase < phases - 1:
-                if meet(run, me) != MET:
+                if meet(run, s, p, me) != MET:
                     return False
-                own_blocks(s, p, me)
     if not by_rows:
         p.step0 = step0 + share(step1 - step0, me.rank, me.size)
         p.step1 = step0 + share(step1 - step0, me.rank + 1, me.size)
@@ -291,10 +294,10 @@ cdef void backward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
                 look_for_signals(run)
             if me.size == 1 and run.interrupted:
                 return
-            if not backward_recurrence(run, &p, &me) or meet(run, &me) != MET:
+            if not backward_recurrence(run, &p, &me) or meet(run, s, &p, &me) != MET:
                 return
             weights_and_inputs(run, &p, &me, &claimed)
-            if meet(run, &me) != MET:
+            if meet(run, s, &p, &me) != MET:
                 return
             p.step1 = p.step0
 
