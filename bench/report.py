@@ -35,19 +35,20 @@ class Results:
 
 def load(paths: list[Path]) -> Results:
     """Read pytest-benchmark's JSON files."""
-    out = Results()
+    out, versions = Results(), {}
     for path in paths:
         data = json.loads(path.read_text())
-        out.about = {"machine": data["machine_info"], "date": data["datetime"], "versions": {}}
+        out.about = {"machine": data["machine_info"], "date": data["datetime"]}
         for entry in data["benchmarks"]:
             test, row = entry["name"].split("[")[0], entry["extra_info"]
             out.tests.setdefault(test, []).append(row)
             if "threads" not in row:
                 continue
-            out.about["versions"][row["engine"]] = row["version"]
+            versions[row["engine"]] = row["version"]
             key = row["cell"], row["mode"], row["threads"]
             for table in [out.points] + [out.grid] * (test == "test_grid"):
                 table.setdefault(key, {}).setdefault(row["point"], {})[row["engine"]] = row
+    out.about["versions"] = versions
     return out
 
 
@@ -267,7 +268,8 @@ def main() -> None:
     import plots
 
     folder = Path(__file__).with_name("results")
-    paths = [Path(p) for p in sys.argv[1:]] or sorted(folder.glob("*.json"))[-1:]
+    found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    paths = [Path(p) for p in sys.argv[1:]] or found[-1:]  # the newest
     if not paths:
         sys.exit(f"no results in {folder}: run pytest bench/ --benchmark-json={folder}/NAME.json")
     results = load(paths)
