@@ -62,8 +62,9 @@ def test_threadpoolctl_is_honoured():
 
 @contextlib.contextmanager
 def busy_processors():
-    """Another process on every processor."""
-    burn = [sys.executable, "-c", "while True: pass"]
+    """Another process on every processor, for as long as this one lives."""
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    burn = [sys.executable, "-c", code]
     others = [subprocess.Popen(burn) for _ in range(len(os.sched_getaffinity(0)))]
     try:
         yield
