@@ -1,7 +1,5 @@
 """What the kernels are told about a cell and a call: plain data, one name per notion."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from cylstm.params import Array
