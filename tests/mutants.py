@@ -47,6 +47,7 @@ COMPILED = {
     "memory.pxi": ["sequence"],
     "timeloop.pxi": ["sequence"],
     "sequence.pyx": ["sequence"],
+    "stack.pxi": ["sequence"],
     "machine.h": ["sequence"],
     "team.h": ["sequence"],
 }

@@ -66,6 +66,7 @@ CELLS, STATES, NORMS = "kernels/cells.pxi", "kernels/states.pxi", "kernels/norms
 PRODUCTS, PACKING, SIMD = "kernels/products.pxi", "kernels/packing.pxi", "kernels/simd.h"
 FUNCTIONS, PACKED, CALL = "kernels/activations.h", "kernels/packed.pxi", "kernels/call.pxi"
 LOOP, NATIVE = "kernels/timeloop.pxi", "kernels/sequence.pyx"
+STACK, MEMORY = "kernels/stack.pxi", "kernels/memory.pxi"
 
 KINKS = ["test_variants.py::test_derivative_at_a_kink"]
 BOUNDS = ["test_variants.py::test_a_clip_at_its_bound_lets_the_gradient_through"]
@@ -1090,13 +1091,106 @@ LAYERS = [
     *planted(
         "recurrent.py", ["test_layers.py::test_a_changed_weight_is_never_ignored"],
         ("a changed weight is ignored",
-         "        self._packed: list[list[sequence.Packed]] | None = None",
+         "        self._packed: sequence.Stack | None = None",
          "        self._packed = getattr(self, '_packed', None)"),
     ),
     *planted(
         "layers.py", ["test_variants.py::test_forget_bias_of_every_variant"],
         ("forget bias on the input gate", "value[hidden : 2 * hidden] += forget_bias",
          "value[:hidden] += forget_bias"),
+    ),
+]  # fmt: skip
+
+AGAIN = [
+    *planted(
+        STACK, ["test_again.py::test_same_bits", "test_again.py::test_batched_and_not",
+                "test_again.py::test_no_state"],
+        ("again: x read from row starts in reverse",
+         "call.place_rows(s.x_row, x, s.w.reverse)", "call.place_rows(s.x_row, x, False)"),
+        ("again: y written from row starts in reverse",
+         "call.place_rows(s.y_row, y, s.w.reverse)", "call.place_rows(s.y_row, y, False)"),
+        ("again: steps of x as they were", "s.x, s.x_step = x.data, call.stride(d, x)",
+         "s.x = x.data"),
+        ("again: steps of y as they were",
+         "s.y, s.y_step = y.data + d * s.w.outputs * call.level.itemsize, call.stride(d, y)",
+         "s.y = y.data + d * s.w.outputs * call.level.itemsize"),
+        ("again: both directions write the same", "y.data + d * s.w.outputs",
+         "y.data + 0 * s.w.outputs"),
+        ("again: h left from the last call", "call.take_rows(s.h, h, at + d, s.w.outputs)", "pass"),
+        ("again: c left from the last call", "call.take_rows(s.c, c, at + d, s.w.hidden)", "pass"),
+        ("again: h of the first layer", "call.take_rows(s.h, h, at + d,",
+         "call.take_rows(s.h, h, d,"),
+        ("again: c of the first layer", "call.take_rows(s.c, c, at + d,",
+         "call.take_rows(s.c, c, d,"),
+        ("again: final h of one direction", "call.give_rows(s.h, h, at + d,",
+         "call.give_rows(s.h, h, at,"),
+        ("again: final c of one layer", "call.give_rows(s.c, c, at + d,",
+         "call.give_rows(s.c, c, d,"),
+        ("again: every layer reads x", "from_x, x = to_y, y", "x = y"),
+        ("again: batch_first ignored", "rows_first = batch_first and ndim == 3",
+         "rows_first = False"),
+        ("again: batch_first without a batch", "rows_first = batch_first and ndim == 3",
+         "rows_first = batch_first"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_what_is_not_a_plain_call_is_not_kept"],
+        ("again: a call with lengths", "call.whole and", ""),
+        ("again: layers of different sizes",
+         "w.hidden == other.hidden and w.outputs == other.outputs", "True"),
+    ),
+    *planted(
+        "recurrent.py", ["test_again.py::test_what_is_not_a_plain_call_is_not_kept"],
+        ("again: outputs merged otherwise", ' and self.merge_mode == "concat":\n            stack',
+         ":\n            stack"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_only_calls_of_little_memory_are_kept"],
+        ("again: any memory", " and call.arena.total <= KEPT_BYTES", ""),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_nothing_of_the_caller_is_kept_alive"],
+        ("again: x kept", "call.x = None ", "pass"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_the_native_entry_takes_calls_of_its_own_weights_only"],
+        ("again: calls of other weights", "call.weights is not self.layers[depth] or ", ""),
+        ("again: outputs of another size than the next layer's inputs",
+         "and w.inputs == first.directions * other.outputs", ""),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_bad_input_is_refused_as_ever"],
+        ("again: any number of threads",
+         "(num_threads is None or (type(num_threads) is int and num_threads > 0))", "True"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_two_threads",
+                "test_again.py::test_two_threads_only_if_there_may_be_two"],
+        ("again: the team reads the last x",
+         "run.team_seq.x, run.team_seq.x_step = call.seq[0].x, call.seq[0].x_step", "pass"),
+        ("again: as many threads as the last time", "if team_size(call, threads) != call.team:",
+         "if False:"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_python_threads_share_a_layer"],
+        ("again: two threads in one call",
+         "self.calls = None   # who comes meanwhile, from another thread, does without", "pass"),
+    ),
+    *planted(
+        STACK, ["test_again.py::test_not_while_a_thread_is_left_behind"],
+        ("again: in memory that a thread left behind may write to",
+         "if first.team == 1 or all([all_left((<Call>call).job) for call in calls]):", "if True:"),
+    ),
+    *planted(
+        MEMORY, ["test_again.py::test_other_inputs_go_the_long_way",
+                 "test_again.py::test_other_states_go_the_long_way"],
+        ("again: any subclass", "if not cnp.PyArray_CheckExact(array):", "if False:"),
+        ("again: any strides", "not cnp.PyArray_IS_C_CONTIGUOUS(array)", "False"),
+        ("again: any byte order", "not cnp.PyArray_ISBEHAVED_RO(array)", "False"),
+        ("again: any dtype", "or cnp.PyArray_TYPE(array) != typenum)", ")"),
+        ("again: any first axis", "return shape[0] == d0 and shape[1] == d1",
+         "return shape[1] == d1"),
+        ("again: any second axis", "return shape[0] == d0 and shape[1] == d1",
+         "return shape[0] == d0"),
     ),
 ]  # fmt: skip
 
@@ -1167,5 +1261,5 @@ INITIAL = [
 MUTANTS = [
     *LSTM, *PEEPHOLES, *COUPLED, *CLIPS, *ACTIVATIONS, *LAYER_NORM, *PROJECTION, *GRU,
     *RESET_BEFORE, *RNN, *RANDOM, *EVERY_CELL, *SEQUENCES, *PICKS, *TOPOLOGY, *CHECKPOINTS,
-    *TRACES, *LAYERS, *TRUNCATION, *INITIAL,
+    *TRACES, *LAYERS, *AGAIN, *TRUNCATION, *INITIAL,
 ]  # fmt: skip

@@ -12,7 +12,7 @@ NOTHING = (None, None)
 
 
 def weights(backward=True):
-    return cylstm.LSTM(INPUTS, HIDDEN, rng=0)._weights(backward)[0]
+    return cylstm.LSTM(INPUTS, HIDDEN, rng=0)._weights(backward).layers[0]
 
 
 def forward(w=None, x=X, y=None, initial=NOTHING, lengths=None, taped=True):

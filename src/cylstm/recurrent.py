@@ -240,20 +240,20 @@ class Recurrent(Parameters):
         return {k: v for k, v in super().__getstate__().items() if k != "_packed"}
 
     def _changed(self) -> None:
-        self._packed: list[list[sequence.Packed]] | None = None
+        self._packed: sequence.Stack | None = None
 
-    def _weights(self, backward: bool) -> list[list[sequence.Packed]]:
+    def _weights(self, backward: bool) -> sequence.Stack:
         """Packed weights of each direction of each layer, packed again only after a change."""
         found = self._packed
-        if found is not None and (found[0][0].backward or not backward):
+        if found is not None and (found.layers[0][0].backward or not backward):
             return found
         with self._lock:  # so that a change by another thread is seen whole or not at all
             found = self._packed
-            if found is None or (backward and not found[0][0].backward):
+            if found is None or (backward and not found.layers[0][0].backward):
                 packed = [weights.pack(self, suffix, backward) for suffix in self._suffixes()]
                 d = self.num_directions
-                found = [packed[i : i + d] for i in range(0, len(packed), d)]
-                self._packed = found
+                layers = [packed[i : i + d] for i in range(0, len(packed), d)]
+                self._packed = found = sequence.Stack(layers, threads.number)
         return found
 
     # Running
@@ -310,6 +310,12 @@ class Recurrent(Parameters):
         ValueError, TypeError
             An argument's shape, dtype or value does not fit; named in the message.
         """
+        stack: sequence.Stack | None = self._packed
+        if stack and lengths is None and mask is None and out is None and return_ == "all":
+            found: tuple[Any, State] | None
+            found = stack.again(x, state, self.batch_first, num_threads)
+            if found is not None:
+                return found
         return self._run(x, state, lengths, mask, return_, out, num_threads)[:2]
 
     def forward(
@@ -386,7 +392,8 @@ class Recurrent(Parameters):
         drawings: list[masks.Masks] = []
         kept: list[Array | None] = []
         finals = []
-        for depth, directions in enumerate(self._weights(taped)):
+        stack = self._weights(taped)
+        for depth, directions in enumerate(stack.layers):
             last = depth == self.num_layers - 1
             asked: dict[str, Any] = {}
             if taped:
@@ -400,12 +407,14 @@ class Recurrent(Parameters):
             )  # fmt: skip
             finals.append(final)
             x = both if direct else outputs.join(self, both, batch if last else None)
+            calls.append(call)
             if taped:
-                calls.append(call)
                 kept.append(both if self.merge_mode == "mul" else None)
                 if rng is not None and self.dropout and not last:
                     drawn["dropout"] = masks.between(self, x.shape, rng)
                     x = x * drawn["dropout"]
+        if batch.plain and not taped and self.merge_mode == "concat":
+            stack.keep(calls)
         y = x if direct else outputs.result(self, x, batch, out, y_inside)
         tape = Tape(self, batch, calls, drawings, kept) if taped else None
         return y, states.outward(self, finals, batch), tape
@@ -613,7 +622,7 @@ class Recurrent(Parameters):
         batch = Batch(np.broadcast_to(self.dtype.type(0), (steps, rows, self.input_size)),
                       self.input_size, self.dtype, False, None, None, "all")  # fmt: skip
         extras = batch.extras(True, self._asked(batch, {}, checkpoint, False))
-        for depth, packed in enumerate(self._weights(training)):
+        for depth, packed in enumerate(self._weights(training).layers):
             f, b, g = sequence.workspace(packed, steps, rows, training, n_threads, extras)
             forward.append(f)
             backward.append(b)

@@ -17,9 +17,11 @@ _omp_limit = sequence.openmp_max_threads()
 
 def checked(num_threads: Any) -> int:
     """Check a number of threads: an integer of at least 1."""
-    if isinstance(num_threads, bool) or not hasattr(num_threads, "__index__"):
-        raise TypeError(f"num_threads: expected an integer, got {num_threads!r}")
-    n = operator.index(num_threads)
+    n = num_threads
+    if type(n) is not int:
+        if isinstance(n, bool) or not hasattr(n, "__index__"):
+            raise TypeError(f"num_threads: expected an integer, got {n!r}")
+        n = operator.index(n)
     if n < 1:
         raise ValueError(f"num_threads: expected at least 1, got {n}")
     return min(n, 1024)

@@ -22,7 +22,9 @@ cdef class Call:
     cdef list weights
     cdef object extras
     cdef Call forward_call      # whose arena a backward call points into, too
-    cdef Job *job               # that a helper left behind may still be at
+    cdef Job *job               # the last one, that a helper left behind may still be at
+    cdef int team               # threads that it is planned for
+    cdef bint whole             # whether all steps of all rows are read
     cdef readonly object x
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
     cdef Py_ssize_t window      # 0: the tape is kept
@@ -154,7 +156,7 @@ cdef class Call:
         cdef Py_ssize_t *start = first + steps + 2
         cdef Py_ssize_t *row = start + steps + 2
         cdef const cnp.int64_t[::1] given
-        self.row, self.length = row, row + rows
+        self.row, self.length, self.whole = row, row + rows, lengths is None
         if lengths is None:
             for t in range(steps):
                 active[t] = rows
@@ -220,21 +222,33 @@ cdef class Call:
         cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(rows, sizeof(Py_ssize_t))
         cdef const cnp.int64_t[::1] first
         cdef bint back = self.seq[d].w.reverse and self.seq[d].time == NULL and not at_zero
-        if starts is not None:
-            first = starts
-            if first.shape[0] != rows:
-                raise ValueError(f"{name}: expected {rows} values, got {first.shape[0]}")
+        if starts is None:
+            self.place_rows(at, view, back)
+            return at
+        first = starts
+        if first.shape[0] != rows:
+            raise ValueError(f"{name}: expected {rows} values, got {first.shape[0]}")
         for b in range(rows):
-            if starts is None:
-                at[b] = self.row[b] * view.inner
-            else:
-                if not 0 <= first[self.row[b]] <= total - self.length[b]:
-                    raise ValueError(f"{name}: expected rows within {total} steps")
-                at[b] = first[self.row[b]] * view.outer
+            if not 0 <= first[self.row[b]] <= total - self.length[b]:
+                raise ValueError(f"{name}: expected rows within {total} steps")
+            at[b] = first[self.row[b]] * view.outer
+        self.count_elements(at, view, back)
+        return at
+
+    cdef void place_rows(self, Py_ssize_t *at, View *view, bint back) noexcept:
+        """Rows side by side."""
+        cdef Py_ssize_t b
+        for b in range(self.seq[0].rows):
+            at[b] = self.row[b] * view.inner
+        self.count_elements(at, view, back)
+
+    cdef void count_elements(self, Py_ssize_t *at, View *view, bint back) noexcept:
+        """From bytes before each row to elements before its first step, or its last if `back`."""
+        cdef Py_ssize_t b
+        for b in range(self.seq[0].rows):
             if back:
                 at[b] += max(0, self.length[b] - 1) * view.outer
             at[b] //= self.level.itemsize
-        return at
 
     cdef int look_outputs(self, array, str name, bint written, View *view) except -1:
         """Check y or dy, which picking every k-th step makes shorter."""
@@ -266,31 +280,39 @@ cdef class Call:
     cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, Py_ssize_t size,
                           str name) except -1:
         """Sorted and padded rows from a (D, B, size) array; None is zeros."""
-        cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
-        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
         cdef View view
-        memset(base, 0, s.rows * width)
+        view.data = NULL
         if array is not None:
-            look(&view, array, itemsize, self.directions, s.rows, size, name)
-            for b in range(s.rows):
-                memcpy(<char *>base + b * width,
-                       view.data + d * view.outer + self.row[b] * view.inner, size * itemsize)
+            look(&view, array, self.level.itemsize, self.directions, self.seq[d].rows, size, name)
+        self.take_rows(base, &view, d, size)
         return 0
+
+    cdef void take_rows(self, void *base, View *view, Py_ssize_t index, Py_ssize_t size) noexcept:
+        """Those at `index` of the first axis; no data are zeros."""
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
+        cdef Py_ssize_t rows = self.seq[0].rows
+        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
+        memset(base, 0, rows * width)
+        for b in range(rows if view.data != NULL else 0):
+            memcpy(<char *>base + b * width,
+                   view.data + index * view.outer + self.row[b] * view.inner, size * itemsize)
 
     cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, Py_ssize_t size, str name,
                            Py_ssize_t ring) except -1:
         """The reverse, from slot `length & ring` of each row."""
-        cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
-        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
         cdef View view
-        look(&view, array, itemsize, self.directions, s.rows, size, name, True)
-        for b in range(s.rows):
-            memcpy(view.data + d * view.outer + self.row[b] * view.inner,
-                   <char *>base + ((self.length[b] & ring) * s.rows + b) * width,
-                   size * itemsize)
+        look(&view, array, self.level.itemsize, self.directions, self.seq[d].rows, size, name, True)
+        self.give_rows(base, &view, d, size, ring)
         return 0
+
+    cdef void give_rows(self, void *base, View *view, Py_ssize_t index, Py_ssize_t size,
+                        Py_ssize_t ring) noexcept:
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
+        cdef Py_ssize_t rows = self.seq[0].rows
+        cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
+        for b in range(rows):
+            memcpy(view.data + index * view.outer + self.row[b] * view.inner,
+                   <char *>base + ((self.length[b] & ring) * rows + b) * width, size * itemsize)
 
     cdef int checkpoint(self, Py_ssize_t step, bint restore) except -1:
         """Save the states before `step`, or bring them back into slot 0."""

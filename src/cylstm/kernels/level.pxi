@@ -49,7 +49,8 @@ cdef extern from "tile.h" nogil:
         Py_ssize_t init_block
         bint out_far
     void run_tile(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks, const Tile *tile)
-    Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks)
+    Py_ssize_t tile_blocks(Py_ssize_t rows, Py_ssize_t gates, Py_ssize_t blocks,
+                           Py_ssize_t depth)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
 
 include "packing.pxi"

@@ -79,6 +79,42 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     return 0
 
 
+cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0,
+                  Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize) noexcept:
+    """Whether it is such an array as `made` makes, and where: (d0, d1, d2), (d1, d0, d2), (d0, d2).
+
+    Anything else that a call takes (subclasses, other dtypes, strides) is left to slower checks.
+    """
+    if not cnp.PyArray_CheckExact(array):
+        return False
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+    cdef int typenum = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
+    if (cnp.PyArray_NDIM(array) != ndim or not cnp.PyArray_IS_C_CONTIGUOUS(array)
+            or not cnp.PyArray_ISBEHAVED_RO(array) or shape[ndim - 1] != d2
+            or cnp.PyArray_TYPE(array) != typenum):
+        return False
+    view.data = <char *>cnp.PyArray_DATA(array)
+    view.outer, view.inner = d1 * d2 * itemsize, d2 * itemsize
+    if ndim == 2:
+        return d1 == 1 and shape[0] == d0
+    if inner_first:
+        view.outer, view.inner = d2 * itemsize, d0 * d2 * itemsize
+        return shape[0] == d1 and shape[1] == d0
+    return shape[0] == d0 and shape[1] == d1
+
+
+cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
+                      Py_ssize_t d2, Py_ssize_t itemsize):
+    """A new one."""
+    cdef cnp.npy_intp shape[3]
+    shape[0], shape[1] = (d1, d0) if inner_first else (d0, d1)
+    shape[ndim - 1] = d2
+    array = cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT32 if itemsize == 4
+                                  else cnp.NPY_FLOAT64)
+    as_made(view, array, ndim, inner_first, d0, d1, d2, itemsize)
+    return array
+
+
 cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
     cdef cnp.npy_intp shape[3]
     shape[0], shape[1], shape[2] = d0, d1, d2

@@ -27,7 +27,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
     t.out_block, t.init, t.init_block = out_block, NULL, init_block
     t.out_far = w_step != 0 and init == NULL  # sums of weight gradients are large
     while block < blocks:
-        at_once = tile_blocks(rows, gates, blocks - block)
+        at_once = tile_blocks(rows, gates, blocks - block, depth)
         tiles = tile_rows(gates, at_once)
         tiles = (rows + tiles - 1) // tiles
         t.w = w + block * w_block
@@ -95,7 +95,7 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
     """Add U h to the slots and apply the cell, as far as it goes without a second product."""
     cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
-    cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0)
+    cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
     for i in range(n):
         p.a[i] = state(s, step, p.row0 + i, 0)
         p.out[i] = gates_at(s, p, step, p.row0 + i)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, Final, final
 
 import numpy.typing as npt
@@ -53,6 +54,16 @@ class Call:
         npt.NDArray[Any],
         npt.NDArray[Any],
     ]: ...
+
+@final
+class Stack:
+    @property
+    def layers(self) -> list[list[Packed]]: ...
+    def __init__(self, layers: list[list[Packed]], number: Callable[[Any], int]) -> None: ...
+    def keep(self, calls: list[Call]) -> None: ...
+    def again(
+        self, x: object, state: object, batch_first: bool, num_threads: object
+    ) -> tuple[npt.NDArray[Any], Any] | None: ...
 
 def forward(
     weights: list[Packed],

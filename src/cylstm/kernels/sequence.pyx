@@ -96,6 +96,8 @@ cdef extern from * nogil:
     #define CROWDED_MOST 8e-3
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
+    /* Memory of a layer's last call that may be kept to run it again. */
+    #define KEPT_BYTES (256 * 1024)
     """
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
@@ -111,6 +113,7 @@ cdef extern from * nogil:
     const double WEIGHT_BYTES
     const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
+    const Py_ssize_t KEPT_BYTES
     const double PATIENCE
     const double SHORT_PATIENCE
     const double CROWDED_LEAST
@@ -286,6 +289,7 @@ cdef int run_forward(Call call, int threads) except -1:
     if s.steps == 0 or s.rows == 0:
         return 0
     run = plan_forward(call, team)
+    call.team = team
     while step < s.steps:
         run.step0, run.step1 = step, s.steps
         if call.window:
@@ -409,6 +413,9 @@ cdef int run_backward(Call call, int threads) except -1:
             go(forward_run, call, team)
         go(run, call, team)
     return 0
+
+
+include "stack.pxi"
 
 
 def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,

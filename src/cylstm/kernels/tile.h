@@ -120,11 +120,21 @@ static inline void run_tile(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t blocks, c
     switch (100 * rows + 10 * gates + blocks) { TILES(TILE_CASE) }
 }
 
+/* For one row: whether four chains keep up with its weights, as they do with L2 if vectors are cache
+ * lines. Fewer blocks at once are fewer streams, which are read faster; L1 needs more chains. */
+#define FAR_BYTES (96 * 1024)
+static inline int four_suffice(ptrdiff_t vectors) {
+    return sizeof(vec) == 64 && vectors > FAR_BYTES / 64;
+}
+
 /* Unit blocks that one tile takes for this many rows, and the most rows it takes for those. */
-static inline ptrdiff_t tile_blocks(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t blocks) {
-    ptrdiff_t most = gates == 1 ? (rows == 1 && blocks >= 8 ? 8 : 4)
+static inline ptrdiff_t tile_blocks(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t blocks,
+                                    ptrdiff_t depth) {
+    const int four = rows > 1 || four_suffice(gates * blocks * depth);
+    ptrdiff_t most = gates == 1 ? (blocks >= 8 && !four ? 8 : 4)
                    : rows > 1   ? 1
-                   : gates == 3 ? 3 : 2;
+                   : gates == 3 ? 3
+                   : four       ? 1 : 2;
     if (blocks >= most) return most;
     return gates == 1 ? blocks : 1;
 }

@@ -1,0 +1,163 @@
+# A call like the one before, as in a stream: nothing to plan, nothing to allocate but the results.
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Stack:
+    """Packed weights of all layers, and their last call, to be run again on other values.
+
+    Parameters
+    ----------
+    layers : list of list of Packed
+        Of each layer one per direction.
+    number : callable
+        From `num_threads` as the caller gave it to how many threads a call may use. Not asked by
+        calls so small that they stay on one thread.
+    """
+    cdef readonly list layers
+    cdef object number
+    cdef list calls     # one per layer; None if there are none, or while they run
+    cdef bint small     # whether they stay on one thread anyway
+
+    def __init__(self, list layers not None, number):
+        self.layers, self.number = layers, number
+
+    def keep(self, list calls not None):
+        """Take the calls of a pass just finished, if they may be run again.
+
+        Parameters
+        ----------
+        calls : list of Call
+            One per layer, whose outputs, both directions side by side, are the next one's x.
+        """
+        cdef Call call, first = None
+        cdef bint small = True
+        if len(calls) != len(self.layers):
+            return
+        for depth in range(len(calls)):
+            call = calls[depth]
+            if call is None or call.weights is not self.layers[depth] or not runs_again(call) \
+                    or not goes_with(call, first):
+                return
+            first = first or call
+            small = small and estimate(call) < SERIAL_SECONDS
+        for call in calls:
+            call.x = None   # the caller's
+        self.calls, self.small = calls, small
+
+    def again(self, x, state, bint batch_first, num_threads):
+        """Run the last call again.
+
+        Parameters
+        ----------
+        x : ndarray of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I)
+        state : None, or for an LSTM tuple of (h, c), otherwise h
+            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c
+            likewise.
+        batch_first : bool
+        num_threads : int or None
+
+        Returns
+        -------
+        tuple of (y, state) or None
+            None, with nothing done, if there is no such call or if anything is not exactly as
+            described (C-contiguous, of the weights' dtype) or not shaped as then.
+        """
+        cdef list calls = self.calls
+        cdef Call call, first
+        cdef Sequence *s
+        cdef Py_ssize_t itemsize, depth, n, ndim
+        cdef View from_x, to_y, from_h, from_c, to_h, to_c
+        cdef bint rows_first
+        if calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
+            return None
+        first = calls[0]
+        s = &first.seq[0]
+        itemsize, ndim = first.level.itemsize, cnp.PyArray_NDIM(x)
+        rows_first = batch_first and ndim == 3
+        n = len(calls) * first.directions
+        h, c = state, None
+        if s.c != NULL and state is not None:
+            if type(state) is not tuple or len(<tuple>state) != 2:
+                return None
+            h, c = <tuple>state
+        from_h.data = from_c.data = NULL
+        if (not as_made(&from_x, x, ndim, rows_first, s.steps, s.rows, s.w.inputs, itemsize)
+                or (h is not None
+                    and not as_made(&from_h, h, ndim, False, n, s.rows, s.w.outputs, itemsize))
+                or (c is not None
+                    and not as_made(&from_c, c, ndim, False, n, s.rows, s.w.hidden, itemsize))
+                or not self.same_team(num_threads)):
+            return None
+        self.calls = None   # who comes meanwhile, from another thread, does without
+        new_h = made(&to_h, ndim, False, n, s.rows, s.w.outputs, itemsize)
+        new_c = None
+        if s.c != NULL:
+            new_c = made(&to_c, ndim, False, n, s.rows, s.w.hidden, itemsize)
+        for depth in range(len(calls)):
+            call = calls[depth]
+            y = made(&to_y, ndim, rows_first, s.steps, s.rows, first.directions * s.w.outputs,
+                     itemsize)
+            take_arrays(call, &from_x, &to_y, &from_h, &from_c, depth)
+            go(<Run *>call.job, call, call.team)
+            give_states(call, &to_h, &to_c, depth)
+            from_x, x = to_y, y     # x so that it lives on
+        if first.team == 1 or all([all_left((<Call>call).job) for call in calls]):
+            self.calls = calls
+        return y, (new_h if new_c is None else (new_h, new_c))
+
+    cdef bint same_team(self, num_threads) except -1:
+        """Whether the calls would be planned for as many threads as they are."""
+        cdef Call call
+        if self.small and (num_threads is None or (type(num_threads) is int and num_threads > 0)):
+            return True
+        threads = self.number(num_threads)
+        for call in self.calls:
+            if team_size(call, threads) != call.team:
+                return False
+        return True
+
+
+cdef bint runs_again(Call call) noexcept:
+    """Whether it may: a plain pass over whole rows, finished, of little memory."""
+    return (call.whole and call.extras is None and call.seq[0].tape == NULL and call.job != NULL
+            and all_left(call.job) and call.arena.total <= KEPT_BYTES)
+
+
+cdef bint goes_with(Call call, Call first) noexcept:
+    """Whether its states are part of the same arrays as those of the first layer."""
+    cdef Weights *w = &call.seq[0].w
+    cdef Weights *other
+    if first is None:
+        return True
+    other = &first.seq[0].w
+    return (call.level == first.level and call.directions == first.directions
+            and call.seq[0].steps == first.seq[0].steps and call.seq[0].rows == first.seq[0].rows
+            and w.cell == other.cell and w.hidden == other.hidden and w.outputs == other.outputs
+            and w.inputs == first.directions * other.outputs)
+
+
+cdef void take_arrays(Call call, View *x, View *y, View *h, View *c, Py_ssize_t depth) noexcept:
+    """Other arrays in place of the last ones."""
+    cdef Run *run = <Run *>call.job
+    cdef Sequence *s
+    cdef Py_ssize_t d, at = depth * call.directions
+    for d in range(call.directions):
+        s = &call.seq[d]
+        s.x, s.x_step = x.data, call.stride(d, x)
+        s.y, s.y_step = y.data + d * s.w.outputs * call.level.itemsize, call.stride(d, y)
+        call.place_rows(s.x_row, x, s.w.reverse)
+        call.place_rows(s.y_row, y, s.w.reverse)
+        call.take_rows(s.h, h, at + d, s.w.outputs)
+        if s.c != NULL:
+            call.take_rows(s.c, c, at + d, s.w.hidden)
+    run.team_seq.x, run.team_seq.x_step = call.seq[0].x, call.seq[0].x_step
+
+
+cdef void give_states(Call call, View *h, View *c, Py_ssize_t depth) noexcept:
+    cdef Sequence *s
+    cdef Py_ssize_t d, at = depth * call.directions
+    for d in range(call.directions):
+        s = &call.seq[d]
+        call.give_rows(s.h, h, at + d, s.w.outputs, s.ring)
+        if s.c != NULL:
+            call.give_rows(s.c, c, at + d, s.w.hidden, s.ring)
