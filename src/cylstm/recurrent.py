@@ -236,8 +236,13 @@ class Recurrent(Parameters):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the packed weights, too."""
-        return {k: v for k, v in super().__getstate__().items() if k != "_packed"}
+        """Leave out the packed weights and views of gradients, too."""
+        derived = {"_packed", "_places"}
+        return {k: v for k, v in super().__getstate__().items() if k not in derived}
+
+    def _make_views(self) -> None:
+        super()._make_views()
+        self._places = weights.places(self, [None] * self.num_layers * self.num_directions)
 
     def _changed(self) -> None:
         self._packed: sequence.Stack | None = None

@@ -6,7 +6,7 @@ norms, peepholes, an IndRNN's recurrent ones) go to the kernels as one array in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cylstm.recurrent import Recurrent
 
 BIASES = ("bias_ih", "bias_hh")
+Places = tuple[Array | None, ...]
 
 
 def shapes(layer: Recurrent, depth: int) -> dict[str, tuple[int, ...]]:
@@ -113,23 +114,27 @@ def add_gradients(
     layer: Recurrent, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
 ) -> None:
     """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
-    views, d = layer._grad_views, layer.num_directions
+    d = layer.num_directions
+    masks: list[Array | None] = []
+    for of_layer in dropconnect:
+        masks += of_layer or [None] * d
+    plain = not any(dropconnect) and not any(layer._single_sizes)
+    into = layer._places if plain else places(layer, masks)
     with layer._lock:
-        masks: list[Array | None] = []
-        for of_layer in dropconnect:
-            masks += of_layer or [None] * d
-        directions = list(zip(layer._suffixes(), masks, strict=True))
-        into = [_places(layer, views, suffix, mask) for suffix, mask in directions]
         sequence.add_gradients(calls, [into[i : i + d] for i in range(0, len(into), d)])
-        for found, (suffix, mask) in zip(into, directions, strict=True):
-            _add_rest(layer, views, suffix, found, mask)
+        if not plain:
+            for which in zip(layer._suffixes(), into, masks, strict=True):
+                _add_rest(layer, *which)
 
 
-def _places(
-    layer: Recurrent, views: Mapping[str, Array], suffix: str, dropconnect: Array | None
-) -> tuple[Array | None, ...]:
-    """Where `sequence.add_gradients` adds one direction's; see `_add_rest`."""
-    into = of_direction(layer, views, suffix)
+def places(layer: Recurrent, masks: Sequence[Array | None]) -> list[Places]:
+    """Where `sequence.add_gradients` adds those of each direction; with DropConnect's masks."""
+    return [_places(layer, *which) for which in zip(layer._suffixes(), masks, strict=True)]
+
+
+def _places(layer: Recurrent, suffix: str, dropconnect: Array | None) -> Places:
+    """Those of one direction; see `_add_rest` for what is not the gradient itself."""
+    into = of_direction(layer, layer._grad_views, suffix)
     w_hh = into["weight_hh"]
     biases = [None if layer.layer_norm else into.get(name) for name in BIASES]
     ones = sum(layer._single_sizes[depth_of(suffix)].values())
@@ -142,15 +147,10 @@ def _places(
     )
 
 
-def _add_rest(
-    layer: Recurrent,
-    views: Mapping[str, Array],
-    suffix: str,
-    found: tuple[Array | None, ...],
-    dropconnect: Array | None,
-) -> None:
+def _add_rest(layer: Recurrent, suffix: str, found: Places, dropconnect: Array | None) -> None:
     """Add what `sequence.add_gradients` could not add in place."""
     _, dw_hh, _, _, _, single = found
+    views = layer._grad_views
     if dropconnect is not None and dw_hh is not None:
         views[f"weight_hh_{suffix}"] += dw_hh[0] * dropconnect
     if single is None:
