@@ -1145,11 +1145,11 @@ AGAIN = [
     ),
     *planted(
         STACK, ["test_again.py::test_only_calls_of_little_memory_are_kept"],
-        ("again: any memory", " and call.arena.total <= KEPT_BYTES", ""),
+        ("again: any memory", " and call.arena.total <= AGAIN_BYTES", ""),
     ),
     *planted(
         STACK, ["test_again.py::test_nothing_of_the_caller_is_kept_alive"],
-        ("again: x kept", "call.x = None ", "pass"),
+        ("again: x kept", "call.x = None", "pass"),
     ),
     *planted(
         STACK, ["test_again.py::test_the_native_entry_takes_calls_of_its_own_weights_only"],
@@ -1178,7 +1178,7 @@ AGAIN = [
     *planted(
         STACK, ["test_again.py::test_not_while_a_thread_is_left_behind"],
         ("again: in memory that a thread left behind may write to",
-         "if first.team == 1 or all([all_left((<Call>call).job) for call in calls]):", "if True:"),
+         "if not all_left(call.job):", "if False:"),
     ),
     *planted(
         MEMORY, ["test_again.py::test_other_inputs_go_the_long_way",

@@ -97,7 +97,7 @@ cdef extern from * nogil:
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     /* Memory of a layer's last call that may be kept to run it again. */
-    #define KEPT_BYTES (256 * 1024)
+    #define AGAIN_BYTES (256 * 1024)
     """
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
@@ -113,7 +113,7 @@ cdef extern from * nogil:
     const double WEIGHT_BYTES
     const Py_ssize_t SERIAL_STEP
     const Py_ssize_t SMALL_BLOCK
-    const Py_ssize_t KEPT_BYTES
+    const Py_ssize_t AGAIN_BYTES
     const double PATIENCE
     const double SHORT_PATIENCE
     const double CROWDED_LEAST

@@ -40,9 +40,8 @@ cdef class Stack:
                 return
             first = first or call
             small = small and estimate(call) < SERIAL_SECONDS
-        for call in calls:
-            call.x = None   # the caller's
-        self.calls, self.small = calls, small
+        if let_go(calls):
+            self.calls, self.small = calls, small
 
     def again(self, x, state, bint batch_first, num_threads):
         """Run the last call again.
@@ -97,11 +96,12 @@ cdef class Stack:
             call = calls[depth]
             y = made(&to_y, ndim, rows_first, s.steps, s.rows, first.directions * s.w.outputs,
                      itemsize)
+            call.x = x      # for a thread that is left behind
             take_arrays(call, &from_x, &to_y, &from_h, &from_c, depth)
             go(<Run *>call.job, call, call.team)
             give_states(call, &to_h, &to_c, depth)
-            from_x, x = to_y, y     # x so that it lives on
-        if first.team == 1 or all([all_left((<Call>call).job) for call in calls]):
+            from_x, x = to_y, y
+        if let_go(calls):
             self.calls = calls
         return y, (new_h if new_c is None else (new_h, new_c))
 
@@ -120,7 +120,18 @@ cdef class Stack:
 cdef bint runs_again(Call call) noexcept:
     """Whether it may: a plain pass over whole rows, finished, of little memory."""
     return (call.whole and call.extras is None and call.seq[0].tape == NULL and call.job != NULL
-            and all_left(call.job) and call.arena.total <= KEPT_BYTES)
+            and call.arena.total <= AGAIN_BYTES)
+
+
+cdef bint let_go(list calls) noexcept:
+    """Of the caller's arrays; not if a thread that was left behind may still read them."""
+    cdef Call call
+    for call in calls:
+        if not all_left(call.job):
+            return False
+    for call in calls:
+        call.x = None
+    return True
 
 
 cdef bint goes_with(Call call, Call first) noexcept:
