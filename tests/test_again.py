@@ -316,6 +316,31 @@ def test_not_while_a_thread_is_left_behind(cell):
                 assert_same_bits(layer(*one, num_threads=2), result)
 
 
+def test_the_call_is_another_one_when_the_number_of_threads_is_known():
+    """Asking for it lets other threads run, which may leave another call, or none."""
+    layers, asked = network("lstm", sizes=(200, 256))._weights(False).layers, []
+
+    def pass_of(steps):
+        x = np.zeros((steps, 1, 200), "f")
+        return [sequence.forward(layers[0], x, None, (None, None), None, False, 1)[2]]
+
+    def number(given):
+        asked.append(given)
+        if given == 3:
+            stack.keep(pass_of(5))
+        if given == 4:
+            assert stack.again(np.zeros((5, 1, 200), "f"), None, False, 1) is not None
+        return 1
+
+    stack = sequence.Stack(layers, number)
+    stack.keep(pass_of(2))
+    x = np.zeros((2, 1, 200), "f")
+    assert stack.again(x, None, False, 2)[0].shape == (2, 1, 256)
+    assert stack.again(x, None, False, 3) is None
+    assert stack.again(x, None, False, 4) is None
+    assert asked == [2, 3, 4, 1]
+
+
 def test_the_native_entry_takes_calls_of_its_own_weights_only():
     layer, other = network("lstm"), network("lstm")
     stack, (x, _) = layer._weights(False), values(layer, (2, 3))

@@ -1,5 +1,14 @@
 # A call like the one before, as in a stream: nothing to plan, nothing to allocate but the results.
 
+cdef enum:
+    ANY_NUMBER = 0  # of threads: a small call stays on one anyway
+
+ctypedef struct Arrays:
+    View x
+    View h      # of all layers, as is the next; no data are zeros
+    View c
+
+
 @cython.final
 @cython.auto_pickle(False)
 cdef class Stack:
@@ -61,60 +70,66 @@ cdef class Stack:
             None, with nothing done, if there is no such call or if anything is not exactly as
             described (C-contiguous, of the weights' dtype) or not shaped as then.
         """
-        cdef list calls = self.calls
-        cdef Call call, first
+        cdef list calls
+        cdef Call call
         cdef Sequence *s
+        cdef Arrays given, found
         cdef Py_ssize_t itemsize, depth, n, ndim
-        cdef View from_x, to_y, from_h, from_c, to_h, to_c
         cdef bint rows_first
-        if calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
+        cdef int threads = ANY_NUMBER
+        if self.calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
             return None
-        first = calls[0]
-        s = &first.seq[0]
-        itemsize, ndim = first.level.itemsize, cnp.PyArray_NDIM(x)
+        if not self.small or (num_threads is not None
+                              and (type(num_threads) is not int or num_threads < 1)):
+            threads = self.number(num_threads)  # other threads may run meanwhile
+        ndim = cnp.PyArray_NDIM(x)
         rows_first = batch_first and ndim == 3
-        n = len(calls) * first.directions
+        if not self.fits(&given, x, state, ndim, rows_first, threads):
+            return None
+        calls, self.calls = self.calls, None    # who comes from another thread does without
+        call = calls[0]
+        s, itemsize, n = &call.seq[0], call.level.itemsize, len(calls) * call.directions
+        h = made(&found.h, ndim, False, n, s.rows, s.w.outputs, itemsize)
+        c = None
+        if s.c != NULL:
+            c = made(&found.c, ndim, False, n, s.rows, s.w.hidden, itemsize)
+        for depth in range(len(calls)):
+            call = calls[depth]
+            y = made(&found.x, ndim, rows_first, s.steps, s.rows, call.directions * s.w.outputs,
+                     itemsize)
+            call.x = x      # for a thread that is left behind
+            take_arrays(call, &given, &found.x, depth)
+            go(<Run *>call.job, call, call.team)
+            give_states(call, &found, depth)
+            given.x, x = found.x, y
+        if let_go(calls):
+            self.calls = calls
+        return y, (h if c is None else (h, c))
+
+    cdef bint fits(self, Arrays *given, x, state, Py_ssize_t ndim, bint rows_first,
+                   int threads) except -1:
+        """Whether there is a call, for as many threads, and all arrays are exactly as described."""
+        cdef Call call
+        cdef Sequence *s
+        cdef Py_ssize_t itemsize, n
+        if self.calls is None:
+            return False
+        for call in self.calls:
+            if threads != ANY_NUMBER and team_size(call, threads) != call.team:
+                return False
+        call = self.calls[0]
+        s, itemsize, n = &call.seq[0], call.level.itemsize, len(self.calls) * call.directions
         h, c = state, None
         if s.c != NULL and state is not None:
             if type(state) is not tuple or len(<tuple>state) != 2:
-                return None
-            h, c = <tuple>state
-        from_h.data = from_c.data = NULL
-        if (not as_made(&from_x, x, ndim, rows_first, s.steps, s.rows, s.w.inputs, itemsize)
-                or (h is not None
-                    and not as_made(&from_h, h, ndim, False, n, s.rows, s.w.outputs, itemsize))
-                or (c is not None
-                    and not as_made(&from_c, c, ndim, False, n, s.rows, s.w.hidden, itemsize))
-                or not self.same_team(num_threads)):
-            return None
-        self.calls = None   # who comes meanwhile, from another thread, does without
-        new_h = made(&to_h, ndim, False, n, s.rows, s.w.outputs, itemsize)
-        new_c = None
-        if s.c != NULL:
-            new_c = made(&to_c, ndim, False, n, s.rows, s.w.hidden, itemsize)
-        for depth in range(len(calls)):
-            call = calls[depth]
-            y = made(&to_y, ndim, rows_first, s.steps, s.rows, first.directions * s.w.outputs,
-                     itemsize)
-            call.x = x      # for a thread that is left behind
-            take_arrays(call, &from_x, &to_y, &from_h, &from_c, depth)
-            go(<Run *>call.job, call, call.team)
-            give_states(call, &to_h, &to_c, depth)
-            from_x, x = to_y, y
-        if let_go(calls):
-            self.calls = calls
-        return y, (new_h if new_c is None else (new_h, new_c))
-
-    cdef bint same_team(self, num_threads) except -1:
-        """Whether the calls would be planned for as many threads as they are."""
-        cdef Call call
-        if self.small and (num_threads is None or (type(num_threads) is int and num_threads > 0)):
-            return True
-        threads = self.number(num_threads)
-        for call in self.calls:
-            if team_size(call, threads) != call.team:
                 return False
-        return True
+            h, c = <tuple>state
+        given.h.data = given.c.data = NULL
+        return (as_made(&given.x, x, ndim, rows_first, s.steps, s.rows, s.w.inputs, itemsize)
+                and (h is None
+                     or as_made(&given.h, h, ndim, False, n, s.rows, s.w.outputs, itemsize))
+                and (c is None
+                     or as_made(&given.c, c, ndim, False, n, s.rows, s.w.hidden, itemsize)))
 
 
 cdef bint runs_again(Call call) noexcept:
@@ -147,28 +162,28 @@ cdef bint goes_with(Call call, Call first) noexcept:
             and w.inputs == first.directions * other.outputs)
 
 
-cdef void take_arrays(Call call, View *x, View *y, View *h, View *c, Py_ssize_t depth) noexcept:
+cdef void take_arrays(Call call, Arrays *given, View *y, Py_ssize_t depth) noexcept:
     """Other arrays in place of the last ones."""
     cdef Run *run = <Run *>call.job
     cdef Sequence *s
     cdef Py_ssize_t d, at = depth * call.directions
     for d in range(call.directions):
         s = &call.seq[d]
-        s.x, s.x_step = x.data, call.stride(d, x)
+        s.x, s.x_step = given.x.data, call.stride(d, &given.x)
         s.y, s.y_step = y.data + d * s.w.outputs * call.level.itemsize, call.stride(d, y)
-        call.place_rows(s.x_row, x, s.w.reverse)
+        call.place_rows(s.x_row, &given.x, s.w.reverse)
         call.place_rows(s.y_row, y, s.w.reverse)
-        call.take_rows(s.h, h, at + d, s.w.outputs)
+        call.take_rows(s.h, &given.h, at + d, s.w.outputs)
         if s.c != NULL:
-            call.take_rows(s.c, c, at + d, s.w.hidden)
+            call.take_rows(s.c, &given.c, at + d, s.w.hidden)
     run.team_seq.x, run.team_seq.x_step = call.seq[0].x, call.seq[0].x_step
 
 
-cdef void give_states(Call call, View *h, View *c, Py_ssize_t depth) noexcept:
+cdef void give_states(Call call, Arrays *found, Py_ssize_t depth) noexcept:
     cdef Sequence *s
     cdef Py_ssize_t d, at = depth * call.directions
     for d in range(call.directions):
         s = &call.seq[d]
-        call.give_rows(s.h, h, at + d, s.w.outputs, s.ring)
+        call.give_rows(s.h, &found.h, at + d, s.w.outputs, s.ring)
         if s.c != NULL:
-            call.give_rows(s.c, c, at + d, s.w.hidden, s.ring)
+            call.give_rows(s.c, &found.c, at + d, s.w.hidden, s.ring)
