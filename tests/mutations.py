@@ -1170,7 +1170,8 @@ AGAIN = [
                 "test_again.py::test_two_threads_only_if_there_may_be_two"],
         ("again: the team reads the last x",
          "run.team_seq.x, run.team_seq.x_step = call.seq[0].x, call.seq[0].x_step", "pass"),
-        ("again: as many threads as the last time", "team_size(call, threads) != call.team", "False"),
+        ("again: as many threads as the last time", "team_size(call, threads) != call.team",
+         "False"),
     ),
     *planted(
         STACK, ["test_again.py::test_python_threads_share_a_layer"],
