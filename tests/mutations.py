@@ -843,9 +843,9 @@ SEQUENCES = [
         CALL, ["test_sequences.py::test_reverse_direction_starts_at_the_rows_own_last_step",
                *oracle("lstm")],
         ("reverse starts at the padding", "at[b] += max(0, self.length[b] - 1) * view.outer",
-         "at[b] += max(0, self.seq[d].steps - 1) * view.outer"),
+         "at[b] += max(0, self.seq[0].steps - 1) * view.outer"),
         ("final state of the last step instead of the row's own", "(self.length[b] & ring)",
-         "(self.seq[d].steps & ring)"),
+         "(self.seq[0].steps & ring)"),
     ),
     *planted(
         NATIVE, oracle("lstm"),
