@@ -52,7 +52,7 @@ COMPILED = {
     "team.h": ["sequence"],
 }
 AT_ONCE = len(os.sched_getaffinity(0))
-SECONDS = 120  # after which a process is stopped
+SECONDS = 60  # after which a process is stopped
 
 
 def build():
