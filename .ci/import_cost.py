@@ -38,7 +38,7 @@ def measured() -> tuple[float, float, set[str]]:
 # What else runs can only make it look worse (1.07 has been seen as 1.15), three times seldom.
 for _ in range(3):
     ratio, seconds, extra = measured()
-    print(f"import cylstm: {seconds:.3f} s, {ratio:.3f} times numpy's; also imports: {extra or '-'}")
+    print(f"import cylstm: {seconds:.3f} s, {ratio:.3f} times numpy's; also imports:", extra or "-")
     if ratio <= LIMIT and not extra:
         break
 else:
