@@ -1156,6 +1156,7 @@ AGAIN = [
     ),
     *planted(
         STACK, ["test_again.py::test_the_native_entry_takes_calls_of_its_own_weights_only"],
+        ("again: the caller's own list", "calls[:], small", "calls, small"),
         ("again: calls of other weights", "call.weights is not self.layers[depth] or ", ""),
         ("again: outputs of another size than the next layer's inputs",
          "and w.inputs == first.directions * other.outputs", ""),
@@ -1184,12 +1185,16 @@ AGAIN = [
          "if not all_left(call.job):", "if False:"),
     ),
     *planted(
+        STACK, ["test_again.py::test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it"],
+        ("again: x given up with a thread left behind", "call.x = x ", "pass"),
+    ),
+    *planted(
         MEMORY, ["test_again.py::test_other_inputs_go_the_long_way",
                  "test_again.py::test_other_states_go_the_long_way"],
         ("again: any subclass", "if not cnp.PyArray_CheckExact(array):", "if False:"),
         ("again: any strides", "not cnp.PyArray_IS_C_CONTIGUOUS(array)", "False"),
         ("again: any byte order", "not cnp.PyArray_ISBEHAVED_RO(array)", "False"),
-        ("again: any dtype", "or cnp.PyArray_TYPE(array) != typenum)", ")"),
+        ("again: any dtype", "or cnp.PyArray_TYPE(array) != type_of(itemsize))", ")"),
         ("again: any first axis", "return shape[0] == d0 and shape[1] == d1",
          "return shape[1] == d1"),
         ("again: any second axis", "return shape[0] == d0 and shape[1] == d1",

@@ -9,8 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from helpers import DTYPES, LAYERS, assert_same_bits, joined, parts, refused
-from test_threads import busy_processors
+from helpers import (
+    DTYPES,
+    LAYERS,
+    assert_same_bits,
+    busy_processors,
+    joined,
+    parts,
+    refused,
+)
 
 import cylstm
 from cylstm.kernels import sequence
@@ -316,6 +323,22 @@ def test_not_while_a_thread_is_left_behind(cell):
                 assert_same_bits(layer(*one, num_threads=2), result)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="counts processors as Linux does")
+def test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it():
+    layer = network("lstm", sizes=(70, 200))
+    until, alive = time.monotonic() + 15, False
+    with busy_processors():
+        while not alive:
+            assert time.monotonic() < until, "no x has been kept"
+            x, state = values(layer, (16, 1))
+            layer(x, num_threads=2)
+            before, kept = sequence.left_behind_count(), weakref.ref(x)
+            found = again(layer, x, state, num_threads=2)
+            left_behind = sequence.left_behind_count() > before
+            del x
+            alive = found is not None and left_behind and kept() is not None
+
+
 def test_the_call_is_another_one_when_the_number_of_threads_is_known():
     """Asking for it lets other threads run, which may leave another call, or none."""
     layers, asked = network("lstm", sizes=(200, 256))._weights(False).layers, []
@@ -360,6 +383,10 @@ def test_the_native_entry_takes_calls_of_its_own_weights_only():
         ]
     )
     assert pair.again(x, None, False, None) is None
+    mine = [sequence.forward(stack.layers[0], x, None, (None, None), None, False, 1)[2]]
+    stack.keep(mine)
+    mine.clear()
+    assert again(layer, x) is not None
     with pytest.raises(TypeError):
         stack.keep(None)
     with pytest.raises(TypeError):

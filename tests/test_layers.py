@@ -160,6 +160,7 @@ def test_copies_are_equal_and_independent(cell, dtype, duplicate):
     assert_same_bits(q.layer.flat_grads, p.layer.flat_grads)
     assert_same_bits(q.forward()[:2], (y, state))
     assert_same_bits(q.backward(q.forward()[2])[0], dx)
+    assert_same_bits(q.layer.flat_grads, p.layer.flat_grads)
     q.layer.assign(q.layer.flat_params * 2)
     q.layer.zero_grad()
     assert np.any(p.layer.flat_grads)

@@ -1,16 +1,21 @@
 """Work large enough for a team: any number of threads, more than there are processors included."""
 
-import contextlib
 import os
-import subprocess
-import sys
 import time
 from collections import deque
 
 import numpy as np
 import pytest
 import threadpoolctl
-from helpers import CELLS, LAYERS, assert_same_bits, parts, problem, run_python
+from helpers import (
+    CELLS,
+    LAYERS,
+    assert_same_bits,
+    busy_processors,
+    parts,
+    problem,
+    run_python,
+)
 
 import cylstm
 from cylstm.kernels import sequence
@@ -58,20 +63,6 @@ def test_the_default_number_of_threads():
 def test_threadpoolctl_is_honoured():
     with threadpoolctl.threadpool_limits(1):
         assert cylstm.get_num_threads() == 1
-
-
-@contextlib.contextmanager
-def busy_processors():
-    """Another process on every processor, for as long as this one lives."""
-    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
-    burn = [sys.executable, "-c", code]
-    others = [subprocess.Popen(burn) for _ in range(len(os.sched_getaffinity(0)))]
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 @pytest.mark.parametrize(

@@ -613,8 +613,8 @@ class Recurrent(Parameters):
             U_n h + b_hn, h), RNN 2; activations other than tanh, sigmoid and relu, or a clip, add
             one for each gate, layer norms one ("tflite") or two ("haste"). With checkpoints it
             is as long as one of their intervals, and there is one state per interval. Backward
-            adds a bounded workspace and one copy of the gradients. Between calls a layer holds at
-            most 256 KB of it, for the next call of the same shape.
+            adds a bounded workspace and one copy of the gradients. Between calls at most 256 KB
+            are held for each of `num_layers`, for the next call of the same shape.
 
         Raises
         ------

@@ -472,10 +472,9 @@ cdef class Call:
         cdef Sequence *s = &self.seq[d]
         cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b
         cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize
-        dtype = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
         cdef cnp.npy_intp shape[4]
         shape[0], shape[1], shape[2], shape[3] = entries, s.w.blocks, s.w.slots, lanes
-        slots = cnp.PyArray_SimpleNew(4, shape, dtype)
+        slots = cnp.PyArray_SimpleNew(4, shape, type_of(itemsize))
         memcpy(cnp.PyArray_DATA(slots), s.tape, entries * s.w.blocks * s.w.slots * vector)
         shape[1] = 2
         where = cnp.PyArray_SimpleNew(2, shape, cnp.NPY_INTP)

@@ -48,6 +48,10 @@ cdef void free_block(object capsule) noexcept:
     release(PyCapsule_GetPointer(capsule, "cylstm.block"), <size_t>PyCapsule_GetContext(capsule))
 
 
+cdef inline int type_of(Py_ssize_t itemsize) noexcept:
+    return cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
+
+
 ctypedef struct View:
     # A (d0, d1, d2) array with contiguous last axis; strides in bytes.
     char *data
@@ -63,9 +67,8 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     cdef cnp.ndarray a = array
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(a)
     cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(a)
-    cdef int typenum = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
     if (cnp.PyArray_NDIM(a) != 3 or shape[0] != d0 or shape[1] != d1 or shape[2] != d2
-            or cnp.PyArray_TYPE(a) != typenum
+            or cnp.PyArray_TYPE(a) != type_of(itemsize)
             or not cnp.PyArray_ISALIGNED(a) or not cnp.PyArray_ISNOTSWAPPED(a)
             or (d0 * d1 > 0 and d2 > 1 and strides[2] != itemsize)
             or strides[0] % itemsize or strides[1] % itemsize
@@ -88,10 +91,9 @@ cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize
     if not cnp.PyArray_CheckExact(array):
         return False
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
-    cdef int typenum = cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64
     if (cnp.PyArray_NDIM(array) != ndim or not cnp.PyArray_IS_C_CONTIGUOUS(array)
             or not cnp.PyArray_ISBEHAVED_RO(array) or shape[ndim - 1] != d2
-            or cnp.PyArray_TYPE(array) != typenum):
+            or cnp.PyArray_TYPE(array) != type_of(itemsize)):
         return False
     view.data = <char *>cnp.PyArray_DATA(array)
     view.outer, view.inner = d1 * d2 * itemsize, d2 * itemsize
@@ -109,13 +111,11 @@ cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t 
     cdef cnp.npy_intp shape[3]
     shape[0], shape[1] = (d1, d0) if inner_first else (d0, d1)
     shape[ndim - 1] = d2
-    array = cnp.PyArray_SimpleNew(ndim, shape, cnp.NPY_FLOAT32 if itemsize == 4
-                                  else cnp.NPY_FLOAT64)
+    array = cnp.PyArray_SimpleNew(ndim, shape, type_of(itemsize))
     as_made(view, array, ndim, inner_first, d0, d1, d2, itemsize)
     return array
 
 
 cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
-    cdef cnp.npy_intp shape[3]
-    shape[0], shape[1], shape[2] = d0, d1, d2
-    return cnp.PyArray_SimpleNew(3, shape, cnp.NPY_FLOAT32 if itemsize == 4 else cnp.NPY_FLOAT64)
+    cdef View view
+    return made(&view, 3, False, d0, d1, d2, itemsize)

@@ -50,7 +50,7 @@ cdef class Stack:
             first = first or call
             small = small and estimate(call) < SERIAL_SECONDS
         if let_go(calls):
-            self.calls, self.small = calls, small
+            self.calls, self.small = calls[:], small
 
     def again(self, x, state, bint batch_first, num_threads):
         """Run the last call again.
@@ -114,9 +114,10 @@ cdef class Stack:
         cdef Py_ssize_t itemsize, n
         if self.calls is None:
             return False
-        for call in self.calls:
-            if threads != ANY_NUMBER and team_size(call, threads) != call.team:
-                return False
+        if threads != ANY_NUMBER:
+            for call in self.calls:
+                if team_size(call, threads) != call.team:
+                    return False
         call = self.calls[0]
         s, itemsize, n = &call.seq[0], call.level.itemsize, len(self.calls) * call.directions
         h, c = state, None

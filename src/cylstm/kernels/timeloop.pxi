@@ -313,9 +313,11 @@ cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
     fp_restore(mode)
 
 
-cdef void begin(Run *run) noexcept:
-    """As if nothing had been done yet."""
-    cdef Py_ssize_t d
+cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
+    """The work of a call, or of one of its windows, by at most so many threads."""
+    global n_left_behind
+    cdef Py_ssize_t d, expected
+    cdef bint all_gone
     for d in range(2):
         team_init(&run.team[d])
     run.interrupted = run.crowded = run.left_behind = False
@@ -324,14 +326,6 @@ cdef void begin(Run *run) noexcept:
     run.job.work = work
     if run.groups:
         memset(run.pieces, 0, run.groups * run.directions * sizeof(Piece))
-
-
-cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
-    """The work of a call, or of one of its windows, by at most so many threads."""
-    global n_left_behind
-    cdef Py_ssize_t expected
-    cdef bint all_gone
-    begin(run)
     if run.private:
         copy_states(&run.seq[0], &run.team_seq, run.vector)
     with nogil:
