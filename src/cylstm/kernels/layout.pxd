@@ -157,7 +157,8 @@ ctypedef struct Sequence:
 
 ctypedef struct Part:
     # What one thread works on: some rows and blocks over one chunk of steps. Entries are the
-    # (step, row) pairs of a chunk in tape order, counted from `origin = first[chunk start]`.
+    # (step, row) pairs of a chunk in tape order, counted from `origin`. A chunk of backward is of
+    # some steps with all their rows, or of some rows of one step.
     Py_ssize_t step0
     Py_ssize_t step1
     Py_ssize_t row0
@@ -167,6 +168,9 @@ ctypedef struct Part:
     Py_ssize_t out0         # blocks of h; those above if h is not projected
     Py_ssize_t out1
     Py_ssize_t origin
+    Py_ssize_t entries      # backward, as the next: of the chunk
+    Py_ssize_t chunk_row0
+    Py_ssize_t chunk_row1
     void *gates             # inference: (step1 - step0, row1 - row0, blocks, S, lanes)
     void **a                # room for a row pointer per entry
     void **out              # likewise
