@@ -5,6 +5,7 @@ import pytest
 from helpers import (
     DTYPES,
     LAYERS,
+    activation,
     assert_close,
     assert_gradients_close,
     assert_same_bits,
@@ -12,7 +13,6 @@ from helpers import (
 )
 from variants import CELL_VARIANTS, named
 
-from cylstm.kernels.dispatch import activation
 from cylstm.kernels.sequence import ACTIVATIONS
 
 BOTH = pytest.mark.parametrize("dtype", DTYPES)

@@ -348,7 +348,7 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                     Py_ssize_t entries) noexcept nogil:
-    """Those of U, by separate products where forward has separate ones, and of the second."""
+    """Add gradients of U, by separate products where forward has them, and of the second."""
     cdef Py_ssize_t gates = s.w.h_gates, width = s.w.out_blocks * LANES, unit = block * LANES, k
     for k in range(s.w.h_products):
         if s.d_h != s.d_x:

@@ -61,8 +61,8 @@ cdef class Stack:
         ----------
         x : ndarray of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I)
         state : None, or for an LSTM tuple of (h, c), otherwise h
-            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c
-            likewise.
+            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c is
+            one with H in place of P, or None.
         batch_first : bool
         num_threads : int or None
 

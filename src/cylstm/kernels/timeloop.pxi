@@ -3,8 +3,8 @@
 # Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With
 # few, all threads of a direction share the rows, own blocks of units (whose weights stay in their
 # cache) and meet once per step. Backward goes through chunks of time: first the recurrence, split
-# likewise, then the chunk's share of weight and input gradients, claimed piece by piece. The split
-# never changes the order in which anything is added up.
+# the same way, then the chunk's share of weight and input gradients, claimed piece by piece. The
+# split never changes the order in which anything is added up.
 #
 # Where another process needs a processor, a team that meets would wait for a time slice whenever a
 # thread loses its own. In inference the team works in memory that nobody else looks at, and its
@@ -12,9 +12,9 @@
 # have to write what is kept (the tape, gradients), the first to notice says so, the leader goes on
 # alone once all have come, and for a while calls stay on one thread.
 #
-# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads leave
-# at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in the job
-# when a handler raises, forks or calls the layer. team.h has the protocol.
+# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads
+# leave at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in
+# the job when a handler raises, forks or calls the layer. team.h has the protocol.
 
 cdef enum:
     NEVER = 0x7fffffffffffffff
