@@ -153,7 +153,7 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
     """Check the number of valid steps of each row."""
     found = np.asarray(value)
-    if found.dtype.kind not in "iu":
+    if found.size and found.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
     shape("lengths", found, (rows,))
     if found.size and (found.min() < 0 or found.max() > steps):
