@@ -123,7 +123,7 @@ class Optimizer:
         return {name: getattr(type(self), name).check(name, v) for name, v in options.items()}
 
     def _state_names(self, options: Mapping[str, Any]) -> tuple[str, ...]:
-        """Check what hyperparameters must not be together; return the names of the state vectors."""
+        """Return the names of the state vectors; refuse options that do not go together."""
         raise NotImplementedError
 
     def zero_grad(self) -> None:
