@@ -182,7 +182,8 @@ def test_a_run_goes_on_from_a_state_dict(make, name, options, through, tmp_path)
     assert str(saved) == str(kept)  # copies
     if through == "file":
         np.savez(tmp_path / "optimizer.npz", **saved)
-        saved = np.load(tmp_path / "optimizer.npz")
+        with np.load(tmp_path / "optimizer.npz") as file:
+            saved = dict(file)
     others = Linear(3, 5, rng=7), cylstm.Embedding(4, 3, dtype="float64", rng=8)
     another = make(others, **{"lr": 0.7} | ({"momentum": 0.3} if make is SGD else {"eps": 0.5}))
     run(another, range(2))
@@ -191,7 +192,7 @@ def test_a_run_goes_on_from_a_state_dict(make, name, options, through, tmp_path)
         module.load_state_dict(state)
     assert another.steps == 5 and another.lr == optimizer.lr
     assert_same_bits(run(another, range(5, 12)), expected)
-    assert repr(another) == repr(optimizer)
+    assert another._options == optimizer._options
     if through == "dict":
         assert str(saved) == str(kept)  # copied when it was loaded
 
@@ -326,8 +327,8 @@ def test_clipping_leaves_frozen_gradients_alone():
     assert clip_grad_norm(layers, 1.0, error_if_nonfinite=True) == pytest.approx(3 * 8**0.5)
     for layer in layers:
         for name, grad in layer.grads.items():
-            expected = math.inf if name in layer.frozen else pytest.approx(8**-0.5)
-            assert (grad == expected).all()
+            expected = math.inf if name in layer.frozen else 8**-0.5
+            np.testing.assert_allclose(grad, expected, rtol=1e-5)
     clip_grad_value(layers, 0.1)
     for layer in layers:
         for name, grad in layer.grads.items():
