@@ -471,6 +471,15 @@ def test_lists_with_features_of_features(loss):
     assert_close(dz, ragged(dexpected), 1e-14)
 
 
+def test_a_list_of_masks_may_leave_some_out():
+    z, target = (ragged(a) for a in case(mse_loss, (4, 3)))
+    masks = [None, None, np.array([True, False])]
+    expected = mse_loss(z, target, mask=[np.ones(4, int), [], [1, 0]])
+    got = mse_loss(z, target, mask=masks)
+    assert got[0] == expected[0]
+    assert_same_bits(tuple(got[1]), tuple(expected[1]))
+
+
 def test_lists_of_single_numbers_by_step():
     z, target = normal(4, 3), normal(4, 3, seed=1)
     for loss in (mse_loss, l1_loss, huber_loss):

@@ -17,7 +17,10 @@ STEPS = 50
 
 
 def freeze(module, *names):
-    module.frozen = frozenset(names)
+    """Freeze these parameters and no others."""
+    module.unfreeze()
+    if names:
+        module.freeze(*names)
 
 
 def gradients(step, size):

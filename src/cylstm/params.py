@@ -178,8 +178,15 @@ class Parameters:
     def _changed(self) -> None:
         """Forget everything derived from the parameters; layers drop their packed weights here."""
 
-    # Names of the parameters that no optimiser changes.
     frozen: frozenset[str] = frozenset()
+
+    def freeze(self, *names: str) -> None:
+        """Have optimisers leave parameters alone."""
+        self.frozen = self.frozen | set(names)
+
+    def unfreeze(self, *names: str) -> None:
+        """Have optimisers change parameters again; all by default."""
+        self.frozen = self.frozen - set(names) if names else frozenset()
 
     def trainable_slices(self) -> list[slice]:
         """Ranges of the flat vectors that optimisers change."""

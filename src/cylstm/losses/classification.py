@@ -96,17 +96,17 @@ def cross_entropy(
     if weights is None:
         weights = np.ones(classes)
     checks.shape("weight", weights, (classes,))
-    outside = (elements.target < 0) | (elements.target >= classes)
+    target = elements.target.copy()
+    outside = (target < 0) | (target >= classes)
     if outside.any():
         raise ValueError(
-            f"targets: expected class indices from 0 to {classes - 1}, "
-            f"got {elements.target[outside][0]}"
+            f"targets: expected class indices from 0 to {classes - 1}, got {target[outside][0]}"
         )
-    target = elements.target.astype(np.intp)
+    target = target.astype(np.intp)
     at_target = np.arange(target.size), target
     of_target = weights[target]
     with np.errstate(all="ignore"):
-        z -= z.max(axis=-1, keepdims=True)
+        z = z - z.max(axis=-1, keepdims=True)
         # The loss of an element is the sum of all c_j (log(sum_k exp(z_k)) - z_j).
         c_target, c_every = (1 - smoothing) * of_target, smoothing / classes * weights
         c_sum = c_target + c_every.sum()
@@ -193,7 +193,7 @@ def binary_cross_entropy_with_logits(
         kinds="fiub",
     )
     w, q = elements.along("weight", weight), elements.along("pos_weight", pos_weight)
-    z, t = elements.prediction, elements.target
+    z, t = elements.prediction, elements.target.copy()
     with np.errstate(all="ignore"):
         outside = ~((t >= 0) & (t <= 1))  # NaN included
         if outside.any():

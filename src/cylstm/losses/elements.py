@@ -27,7 +27,8 @@ class Steps(NamedTuple):
 class Elements:
     """The elements of a prediction and its target that count, one after the other.
 
-    Both are copies, so that no other thread changes what has been checked.
+    They may still be the caller's own: not to be written into, and to be copied before a check,
+    since another thread may be writing into them.
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ class Elements:
     def _read(
         self, at: str, prediction: Any, target: Any, mask: Any
     ) -> tuple[Array, Array, Mask | None]:
-        """Check two arrays and their mask; return copies."""
+        """Check two arrays and their mask."""
         name = self._names[0] + at
         found = _floats(name, prediction)
         shape = found.shape
@@ -96,14 +97,15 @@ class Elements:
                     f"{name}: expected shape (..., {axis}) with {axis} > 0, got {shape}"
                 )
             shape = shape[:-1]
-        targets = _array(self._names[1] + at, target)
+        targets = checks.read(self._names[1] + at, target)
         checks.shape(self._names[1] + at, targets, shape)
         if targets.size and targets.dtype.kind not in self._kinds:
             expected = "integers" if self._kinds == "iu" else "real numbers"
             raise TypeError(f"{self._names[1]}{at}: expected {expected}, got dtype {targets.dtype}")
         # Of nothing, the dtype says nothing: that of [] must not become that of all sequences.
-        own = targets.copy() if targets.size else np.zeros(shape, bool)
-        return found, own, None if mask is None else _mask("mask" + at, mask, shape)
+        if not targets.size:
+            targets = np.zeros(shape, bool)
+        return found, targets, None if mask is None else _mask("mask" + at, mask, shape)
 
     def _read_list(
         self, sequences: tuple[Any, ...], target: Any, steps: Steps
@@ -128,16 +130,18 @@ class Elements:
         if not read:
             last = () if self._last is None else self._last[1:]
             return np.zeros((0, *last)), np.zeros(0, bool), None
-        return (
-            np.concatenate([row for row, _, _ in read]),
-            np.concatenate([row for _, row, _ in read]),
-            None if steps.mask is None else np.concatenate([mask for _, _, mask in read]),
-        )
+        wide = [
+            np.ones(t.shape, bool) if m is None else np.broadcast_to(_with_axes(m, t.ndim), t.shape)
+            for _, t, m in read
+        ]
+        rows, row_targets, _ = zip(*read, strict=True)
+        return np.concatenate(rows), np.concatenate(row_targets), np.concatenate(wide)
 
     def _narrow(self, mask: Mask) -> None:
-        """Leave out what is not in the mask of all axes, or of leading ones, of the targets."""
+        """Leave out what is not in the mask of leading axes of the targets."""
         if self._valid is not None:
-            mask = _with_axes(self._valid, mask.ndim) & mask
+            axes = max(self._valid.ndim, mask.ndim)
+            mask = _with_axes(self._valid, axes) & _with_axes(mask, axes)
         self._valid = None if mask.all() else mask
 
     def _counting(self, a: Array) -> Array:
@@ -213,7 +217,7 @@ def _sequences(value: Any, axes: int) -> tuple[Any, ...] | None:
         np.asarray(entries)
     except ValueError:  # lists of several lengths
         return entries
-    except (RuntimeError, TypeError):  # `_array` will say why
+    except (RuntimeError, TypeError):  # `checks.read` will say why
         return None
     return None
 
@@ -232,14 +236,13 @@ def _within(name: str, lengths: Any, shape: tuple[int, ...], batch_first: bool) 
     if len(shape) < 2:
         raise ValueError(f"{name}: with lengths, expected at least 2 axes, got shape {shape}")
     rows, steps = shape[:2] if batch_first else shape[1::-1]
-    own = _array("lengths", lengths).copy()
-    mask: Mask = np.arange(steps) < checks.lengths(own, rows, steps)[:, np.newaxis]
+    mask: Mask = np.arange(steps) < checks.lengths(lengths, rows, steps)[:, np.newaxis]
     return mask if batch_first else mask.T
 
 
 def _mask(name: str, value: Any, shape: tuple[int, ...]) -> Mask:
-    """Check booleans, or 0 and 1, of the leading axes of a shape; return them for all its axes."""
-    found = _array(name, value).copy()
+    """Check booleans, or 0 and 1, of the leading axes of a shape; return a copy."""
+    found = checks.read(name, value).copy()
     if found.ndim == 0 or found.shape != shape[: found.ndim]:
         raise ValueError(f"{name}: expected leading axes of the shape {shape}, got {found.shape}")
     if found.size and found.dtype.kind not in "biu":
@@ -248,7 +251,7 @@ def _mask(name: str, value: Any, shape: tuple[int, ...]) -> Mask:
     wrong = found[~mask & (found != 0)]
     if wrong.size:
         raise ValueError(f"{name}: expected booleans or integers 0 and 1, got {wrong[0]}")
-    return np.broadcast_to(_with_axes(mask, len(shape)), shape)
+    return mask
 
 
 def _with_axes(mask: Mask, axes: int) -> Mask:
@@ -256,27 +259,18 @@ def _with_axes(mask: Mask, axes: int) -> Mask:
     return mask.reshape(mask.shape + (1,) * (axes - mask.ndim))
 
 
-def _array(name: str, value: Any) -> Array:
-    try:
-        found: Array = np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        kind = ValueError if isinstance(error, ValueError) else TypeError
-        raise kind(f"{name}: expected an array: {error}") from None
-    return found
-
-
 def _floats(name: str, value: Any) -> Array:
-    """Return a copy of an array of float32 or float64."""
-    found = _array(name, value)
+    """Return an array of float32 or float64."""
+    found = checks.read(name, value)
     native = found.dtype.newbyteorder("=")
     if native not in (np.float32, np.float64):
         raise TypeError(f"{name}: expected float32 or float64, got {found.dtype}")
-    return np.array(found, native, order="C")
+    return found.astype(native, copy=False)
 
 
 def numbers(name: str, value: Any) -> Array:
     """Return a copy of an array of real numbers, as float64."""
-    found = _array(name, value)
+    found = checks.read(name, value)
     if found.size and found.dtype.kind not in "fiu":
         raise TypeError(f"{name}: expected real numbers, got dtype {found.dtype}")
     return np.array(found, np.float64, order="C")

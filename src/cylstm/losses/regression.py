@@ -72,7 +72,7 @@ def mse_loss(
     )
     with np.errstate(all="ignore"):
         d = elements.prediction - elements.target
-        return elements.reduce(np.square(d, dtype=np.float64), 2 * d)
+        return elements.reduce(np.square(d, dtype=np.float64), np.multiply(d, 2, out=d))
 
 
 def l1_loss(

@@ -99,7 +99,7 @@ def _trainable(modules: tuple[Parameters, ...]) -> list[Array]:
 
 
 def _norm(vectors: list[Array]) -> float:
-    total = _sum_of_squares(vectors, 1.0)
+    total = _sum_of_squares(vectors)
     if 0 < total < math.inf:
         return math.sqrt(total)
     # The squares of float64 over- or underflow where the numbers themselves do not.
@@ -109,12 +109,11 @@ def _norm(vectors: list[Array]) -> float:
     return largest * math.sqrt(_sum_of_squares(vectors, largest))
 
 
-def _sum_of_squares(vectors: list[Array], unit: float) -> float:
-    return sum(
-        float(np.square(np.divide(vector[block], unit, dtype=np.float64)).sum())
-        for vector in vectors
-        for block in blocks(0, vector.size)
-    )
+def _sum_of_squares(vectors: list[Array], unit: float | None = None) -> float:
+    parts = (vector[block] for vector in vectors for block in blocks(0, vector.size))
+    if unit is not None:
+        parts = (part / unit for part in parts)
+    return sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
 
 
 def _not_finite(modules: tuple[Parameters, ...], norm: float) -> str:
