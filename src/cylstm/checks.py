@@ -100,6 +100,15 @@ def dtype(value: Any) -> np.dtype[Any]:
     return np.dtype(np.float32 if found == np.float32 else np.float64)
 
 
+def read(name: str, value: Any) -> Array:
+    """Return as an ndarray what NumPy can read."""
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected an array, got {error}") from None
+
+
 def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return real numbers as the kernels read them: cast, aligned, native, last axis contiguous."""
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.num & READY == READY:
@@ -151,9 +160,9 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
-    """Check the number of valid steps of each row."""
-    found = np.asarray(value)
-    if found.dtype.kind not in "iu":
+    """Check the number of valid steps of each row; return a copy."""
+    found = read("lengths", value).copy()
+    if found.size and found.dtype.kind not in "iu":
         raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
     shape("lengths", found, (rows,))
     if found.size and (found.min() < 0 or found.max() > steps):
