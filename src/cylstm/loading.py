@@ -119,7 +119,7 @@ def _inferred(
     """Arguments of the constructor; options that contradict the weights are refused."""
     shapes = {name: _shape(name, value) for name, value in found.items()}
     sizes = _hidden_sizes(cls, shapes, options)
-    independent = len(shapes["weight_hh_l0"]) == 1
+    norm = "haste" if "weight_ln_ih_l0" in shapes else "tflite"
 
     def there(kind: str) -> bool:
         return f"{kind}_l0" in shapes
@@ -132,12 +132,8 @@ def _inferred(
         "bidirectional": any(name.endswith("_reverse") for name in shapes),
         "proj_size": shapes["weight_hr_l0"][0] if there("weight_hr") else 0,
         "peepholes": there("weight_peephole"),
-        "layer_norm": "haste"
-        if there("weight_ln_ih")
-        else "tflite"
-        if there("weight_ln")
-        else None,
-        "independent": independent,
+        "layer_norm": norm if any(n.startswith("weight_ln") for n in shapes) else None,
+        "independent": len(shapes["weight_hh_l0"]) == 1,
     }
     known = cls._signature
     foreign = [name for name, value in inferred.items() if value and name not in known]

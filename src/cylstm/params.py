@@ -140,7 +140,7 @@ class Parameters:
             elif cls is next(filter(_of_the_library, kind.__mro__)):
                 self._stage = 1
 
-        cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+        cls.__init__ = __init__  # type: ignore[method-assign]
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
         self._shapes = dict(shapes)

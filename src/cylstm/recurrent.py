@@ -79,6 +79,10 @@ class Recurrent(Parameters):
         merge_mode: str
         go_backwards: bool
 
+        def __init__(
+            self, input_size: int, hidden_size: Any, num_layers: int | None = None, **options: Any
+        ) -> None: ...
+
     def _build(self, given: Mapping[str, Any]) -> None:
         """Make the layer of the arguments of its constructor."""
         for name, check in self._checks.items():
