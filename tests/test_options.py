@@ -14,8 +14,6 @@ EVERY = pytest.mark.parametrize("cell", CELLS)
 
 # cell or None for every, sizes, options, the two arguments that the message names
 CONTRADICTIONS = [
-    (None, (2, 4, 2), {"variational": True}, "dropout"),
-    (None, (2, 4, 2), {"variational": True, "dropout": 0.0}, "dropout"),
     *[(None, (2, 4), {"merge_mode": mode}, "bidirectional")
       for mode in ("sum", "mul", "ave", "separate")],
     (None, (2, 4, 2), {"merge_mode": "separate", "bidirectional": True}, "num_layers"),

@@ -1,6 +1,8 @@
 """Storage of parameters: one way to change them, no way around it, copies that are independent."""
 
+import contextlib
 import copy
+import operator
 import pickle
 import re
 import threading
@@ -88,25 +90,64 @@ def test_parameters_cannot_be_replaced(module):
 def test_assigned_gradients_reach_the_vector(module):
     vector = module.flat_grads
     module.flat_grads = np.arange(SIZE)
-    module.grads["bias"] = [7, 8, 9]
-    module.grads["scalar"] = 5
+    module.grads["bias"][...] = [7, 8, 9]
+    module.grads["scalar"][...] = 5
     module.flat_grads *= 2
     module.grads["weight"] += 1
     assert vector is module.flat_grads
     expected = [1, 3, 5, 7, 9, 11, 12, 14, 16, 18, 14, 16, 18, 10]
     assert vector.tolist() == expected
     assert np.concatenate([g.ravel() for g in module.grads.values()]).tolist() == expected
-    for wrong in (np.zeros(SIZE - 1), np.zeros((2, SIZE))):
-        with pytest.raises(ValueError):
+    for wrong, error in [(np.zeros(SIZE - 1), ValueError), (np.zeros((2, SIZE)), ValueError),
+                         (0.0, ValueError), (None, TypeError), ("x", TypeError),
+                         (np.zeros(SIZE, complex), TypeError)]:  # fmt: skip
+        with pytest.raises(error, match=r"flat_grads: expected"):
             module.flat_grads = wrong
-    with pytest.raises(KeyError):
-        module.grads["unknown"] = 0
     assert vector.tolist() == expected
     module.zero_grad()
     assert not vector.any()
 
 
-@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "int64", "uint8", ">f8"])
+DETACH = {
+    "update": lambda grads: grads.update(bias=np.zeros(3)),
+    "|=": lambda grads: operator.ior(grads, {"bias": np.zeros(3)}),
+    "setdefault": lambda grads: grads.setdefault("new", np.zeros(3)),
+    "pop": lambda grads: grads.pop("bias"),
+    "popitem": lambda grads: grads.popitem(),
+    "clear": lambda grads: grads.clear(),
+    "del": lambda grads: operator.delitem(grads, "bias"),
+    "set": lambda grads: operator.setitem(grads, "bias", np.zeros(3)),
+    "set to None": lambda grads: operator.setitem(grads, "bias", None),
+    "set to itself": lambda grads: operator.setitem(grads, "bias", grads["bias"].copy()),
+    "another's": lambda grads: operator.setitem(grads, "bias", grads["weight"]),
+    "set unknown": lambda grads: operator.setitem(grads, "unknown", 0),
+    "reshape": lambda grads: setattr(grads["bias"], "shape", (1, 3)),
+}
+
+
+@pytest.mark.parametrize("how", DETACH)
+def test_no_name_can_be_detached_from_the_vector(module, how):
+    before = module.flat_grads.copy()
+    with contextlib.nullcontext() if how == "reshape" else pytest.raises(
+        (TypeError, AttributeError, KeyError)
+    ):
+        DETACH[how](module.grads)
+    assert list(module.grads) == list(SHAPES)
+    assert_same_bits(module.flat_grads, before)
+    for name in SHAPES:
+        module.grads[name][...] = 7
+    assert np.all(module.flat_grads == 7)
+    module._grad_views["bias"] += np.ones(3)  # as backward adds
+
+
+def test_assigning_a_gradient_says_how(module):
+    with pytest.raises(TypeError, match=re.escape("grads['bias'][...] = value")):
+        module.grads["bias"] = np.zeros(3)
+    assert "bias" in module.grads and len(module.grads) == len(SHAPES)
+    assert repr(module.grads).startswith("{'weight': array(")
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "int64", "uint16", ">f8"])
 def test_assign_the_vector(module, kind):
     view = module.params["bias"]
     module.assign(np.arange(SIZE).astype(kind)[::-1])
@@ -154,6 +195,9 @@ def test_failures_change_nothing(module):
         (TypeError, {**good, "bias": np.zeros(3, bool)}, "bias: expected real .* bool"),
         (TypeError, {**good, "bias": None}, "bias: expected real .* object"),
         (TypeError, {**good, "bias": ["1", "2", "3"]}, "bias: expected real .* <U1"),
+        (TypeError, {**good, "bias": np.zeros(3, np.int8)}, "bias: expected real .* int8: .*scale"),
+        (TypeError, np.zeros(SIZE, np.uint8), "values: expected real .* uint8: .*scale"),
+        (KeyError, {**good, 3: np.zeros(3)}, r"\['3'\] not among"),
         (ValueError, np.zeros(SIZE - 1), r"values: expected shape \(14,\), got \(13,\)"),
         (ValueError, np.zeros((1, SIZE)), r"values: expected shape \(14,\), got \(1, 14\)"),
         (ValueError, 0.0, r"values: expected shape \(14,\), got \(\)"),
@@ -236,14 +280,15 @@ def test_copies(dtype, how):
     before = module.flat_params.copy(), module.flat_grads.copy()
     twin = COPIES[how](module)
     assert type(twin) is Counting
-    assert_same_bits((twin.flat_params, twin.flat_grads), before)
+    assert_same_bits(twin.flat_params, before[0])
+    assert twin.flat_grads.dtype == dtype and not twin.flat_grads.any()  # gradients stay behind
     assert_same_bits(tuple(twin.params.values()), tuple(module.params.values()))
     with pytest.raises(ValueError, match="WRITEABLE"):
         twin.flat_params.flags.writeable = True
     twin.assign({"bias": [50, 60, 70]})
     twin.grads["weight"] += 9
     assert twin.flat_params[10:13].tolist() == [50, 60, 70]
-    assert_same_bits(twin.flat_grads[:6], before[1][:6] + 9)
+    assert twin.flat_grads.tolist() == [9] * 6 + [0] * 8
     assert_same_bits((module.flat_params, module.flat_grads), before)
     kept = twin.flat_params.copy(), twin.flat_grads.copy()
     module.assign(np.zeros(SIZE))

@@ -355,7 +355,7 @@ def _check_biases(function: str, layer: Recurrent, *cells: type[Recurrent]) -> N
         expected = " or ".join(cell.__name__ for cell in cells)
         raise ValueError(f"{function}: expected a layer of type {expected}, got {layer!r}")
     if not layer.bias:
-        raise ValueError(f"{function}: expected a layer with a bias, got bias=False: {layer!r}")
+        raise ValueError(f"{function}: expected a layer with biases, got bias=False: {layer!r}")
 
 
 def _set_gate_biases(layer: Recurrent, make: Callable[[int], dict[str, Array]]) -> None:

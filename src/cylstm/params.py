@@ -30,8 +30,8 @@ if TYPE_CHECKING:  # naming numpy.random would import it
 
 _alive: weakref.WeakSet[Parameters] = weakref.WeakSet()
 _REQUIRED = object()
-#: Numbers drawn at once: few enough to stay in the L1 cache between drawing and scaling.
-_BLOCK = 4096
+#: Numbers drawn at once, so that no array is made of the size of the parameters.
+_BLOCK = 65536
 
 
 def _after_fork() -> None:
@@ -44,13 +44,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def draw_uniform(rng: np.random.Generator, into: Array, low: float, high: float) -> None:
-    """Fill a contiguous array with draws from U(low, high) without another array of its size."""
+    """Fill a contiguous array with draws from U(low, high), rounded from float64, by blocks."""
     flat = into.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
-        rng.random(out=block, dtype=block.dtype.type)
-        block *= high - low
-        block += low
+        block[...] = rng.uniform(low, high, block.size)
 
 
 class LoadedKeys(NamedTuple):
