@@ -88,7 +88,7 @@ def layer_of(cls: type[L], state: Any, prefix: str, options: dict[str, Any]) -> 
     found = entries(state, prefix, _NAME.fullmatch)
     unexpected = sorted(name for name in found if not _NAME.fullmatch(name))
     if unexpected or not found:
-        raise KeyError(f"state: expected names of a {cls.__name__}'s parameters, got {unexpected}")
+        raise KeyError(f"state: expected names of {cls.__name__} parameters, got {unexpected}")
     if options.get("forget_bias") is not None:
         raise ValueError(
             f"forget_bias: expected None with weights given, got {options['forget_bias']!r}"
@@ -102,7 +102,8 @@ def layer_of(cls: type[L], state: Any, prefix: str, options: dict[str, Any]) -> 
         raise KeyError(f"state: missing {missing}, unexpected {unexpected} for {layer!r}")
     for name, shape in layer._shapes.items():
         if (got := _shape(name, found[name])) != shape:
-            raise ValueError(f"{name}: expected shape {shape} for {layer!r}, got {got}")
+            hint = "; is there a merge_mode?" if layer.bidirectional and "_ih" in name else ""
+            raise ValueError(f"{name}: expected shape {shape} for {layer!r}, got {got}{hint}")
     with layer._changing():
         for name, view in layer.split(layer._storage).items():
             view[...] = weight(name, found[name])

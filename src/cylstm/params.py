@@ -149,15 +149,13 @@ class Parameters:
 
     def _zeros(self) -> Array:
         """Make one number per parameter; the system gives memory when it is written to."""
-        sizes = {name: math.prod(shape) for name, shape in self._shapes.items()}
+        size = sum(math.prod(shape) for shape in self._shapes.values())
         try:
-            return np.zeros(sum(sizes.values()), self.dtype)
+            return np.zeros(size, self.dtype)
         except (MemoryError, ValueError, OverflowError):
-            largest = max(sizes, key=sizes.__getitem__)
             raise MemoryError(
-                f"{type(self).__name__}: expected parameters that fit in memory, got "
-                f"{sum(sizes.values()) * self.dtype.itemsize:,} bytes; {largest} alone would have "
-                f"shape {self._shapes[largest]}"
+                f"{self!r}: expected parameters that fit in memory, got "
+                f"{size * self.dtype.itemsize:,} bytes"
             ) from None
 
     def _make_views(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,14 @@ class Tape(NamedTuple):
     masks: list[masks.Masks]
     #: Outputs of both directions of each layer, where backward needs them.
     both: list[Array | None]
+
+
+def _level_outside() -> int:
+    """Return the stack level of who called the library, for a warning raised by the caller."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith("cylstm.") and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 class Recurrent(Parameters):
@@ -156,7 +165,7 @@ class Recurrent(Parameters):
             warnings.warn(
                 f"dropout={self.dropout:g} does nothing with num_layers=1: it drops outputs "
                 "between layers",
-                stacklevel=5,  # of who calls the constructor of RNN, LSTM or GRU
+                stacklevel=_level_outside(),
             )
 
     def _own_terms(self) -> dict[str, Any]:
