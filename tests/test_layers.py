@@ -406,3 +406,90 @@ def test_unchanged_weights_are_not_packed_again(cell, monkeypatch):
     layer.assign(layer.flat_params + 1)
     layer(x)
     assert len(packed) == 2
+
+
+MAKING = """
+import numpy as np
+import cylstm
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+
+make = {
+    "lstm": lambda: cylstm.LSTM(1024, 1024, 3, bidirectional=True),
+    "uniform": lambda: cylstm.init.uniform(layer),
+    "glorot": lambda: cylstm.init.glorot_uniform(layer, ["weight_ih", "weight_hh"]),
+    "zeros": lambda: cylstm.init.zeros(layer, ["weight_ih", "weight_hh"]),
+}
+layer = cylstm.LSTM(4, 4, forget_bias=1.0)
+cylstm.init.uniform(layer)
+before = peak()
+layer = make["lstm"]()
+assert layer.flat_params.nbytes > 200 * 2**20
+for name, work in make.items():
+    if name != "lstm":
+        work()
+    needed = (peak() - before) / layer.flat_params.nbytes
+    assert needed < 1.2, (name, needed)
+"""
+
+
+def test_a_layer_is_made_in_little_more_memory_than_its_weights():
+    run_python(MAKING)
+
+
+FORKED_MASKS = """
+import copy, os, pickle, sys
+import numpy as np
+import cylstm
+
+def masks(layer):
+    y = layer.forward(np.ones((5, 2, 3)))[0]
+    return y.tobytes()
+
+def in_children(layer, n=3):
+    seen = []
+    for _ in range(n):
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writing, masks(layer))
+            os._exit(0)
+        os.waitpid(child, 0)
+        seen.append(os.read(reading, 100_000))
+    return seen
+
+options = {"dropout": 0.5, "zoneout": 0.5}
+unseeded = cylstm.LSTM(3, 5, 2, **options)
+assert len({*in_children(unseeded), masks(unseeded)}) == 4, "unseeded"
+seeded = cylstm.LSTM(3, 5, 2, rng=3, **options)
+assert len({*in_children(seeded), masks(seeded)}) == 1, "seeded"
+for again in (copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))):
+    assert len({masks(again(unseeded)) for _ in range(3)} | {masks(unseeded)}) == 4, "copies"
+    assert len({masks(again(seeded)) for _ in range(3)}) == 1, "seeded copies"
+# A thread that is drawing while its process forks leaves the generator's lock held in the child.
+held = cylstm.LSTM(3, 5, 2, rng=3, **options)
+twin = copy.deepcopy(held)
+import threading
+ready, done = threading.Event(), threading.Event()
+def draw():
+    with held._rng.bit_generator.lock:
+        ready.set()
+        done.wait()
+thread = threading.Thread(target=draw)
+thread.start()
+ready.wait()
+import signal
+child = os.fork()
+if not child:
+    signal.alarm(30)
+    os._exit(masks(held) != masks(twin))
+done.set()
+thread.join()
+assert os.waitpid(child, 0)[1] == 0, "a lock that was held"
+"""
+
+
+def test_masks_after_a_fork():
+    run_python(FORKED_MASKS, PYTHONWARNINGS="ignore::DeprecationWarning")

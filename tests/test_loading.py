@@ -97,10 +97,12 @@ def test_what_weights_do_not_say_is_an_option():
 def test_what_weights_say_may_be_said_again_but_not_contradicted():
     state = cylstm.LSTM(3, 5, 2, rng=0).state_dict()
     same = {"input_size": 3, "hidden_size": [5, 5], "num_layers": 2, "bias": True,
-            "bidirectional": False, "proj_size": 0, "peepholes": False, "layer_norm": None}  # fmt: skip
+            "bidirectional": False, "proj_size": 0, "peepholes": False,
+            "layer_norm": None}  # fmt: skip
     assert repr(cylstm.LSTM.from_state_dict(state, **same)) == "LSTM(3, 5, num_layers=2)"
     wrong = {"input_size": 4, "hidden_size": (5, 6), "num_layers": 1, "bias": "single",
-             "bidirectional": True, "proj_size": 2, "peepholes": True, "layer_norm": "haste"}  # fmt: skip
+             "bidirectional": True, "proj_size": 2, "peepholes": True,
+             "layer_norm": "haste"}  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=rf"^{name}: expected .*got {re.escape(repr(value))}"):
             cylstm.LSTM.from_state_dict(state, **{name: value})
@@ -180,11 +182,11 @@ def test_what_is_no_state_dict(wrong):
         with pytest.raises(TypeError, match=f"^state: expected a mapping.*{type(wrong).__name__}"):
             load(wrong)
     for prefix in (3, b"lstm.", True):
-        with pytest.raises(TypeError, match="^prefix: expected a str"):
+        with pytest.raises(TypeError, match=r"^prefix: expected a str"):
             layer.load_state_dict(layer.state_dict(), prefix)
-        with pytest.raises(TypeError, match="^prefix: expected a str"):
+        with pytest.raises(TypeError, match=r"^prefix: expected a str"):
             cylstm.LSTM.from_state_dict(layer.state_dict(), prefix)
-    with pytest.raises(TypeError, match="^strict: expected True or False"):
+    with pytest.raises(TypeError, match=r"^strict: expected True or False"):
         layer.load_state_dict(layer.state_dict(), strict="yes")
 
 
@@ -203,9 +205,9 @@ def test_a_wrong_prefix_is_said():
     two = state | {f"decoder.{name}": value for name, value in layer.state_dict().items()}
     with pytest.raises(KeyError, match=r"prefix='net.lstm.' or prefix='decoder.'"):
         layer.load_state_dict(two)
-    with pytest.raises(KeyError, match="net.cell."):
+    with pytest.raises(KeyError, match=r"net\.cell\."):
         layer.load_state_dict({"net.cell.weight_ih": np.ones((20, 3))})
-    with pytest.raises(KeyError, match="prefix: expected .*'lstm.'"):
+    with pytest.raises(KeyError, match=r"prefix: expected .*'lstm.'"):
         layer.load_state_dict({"weights": np.ones(3)}, "lstm.")
     linear = cylstm.Linear(3, 2)
     with pytest.raises(KeyError, match=re.escape("prefix='fc.'")):

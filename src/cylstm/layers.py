@@ -5,21 +5,34 @@ What they have in common is said in each of them, so that the help of one is all
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from cylstm import activations as known
 from cylstm import checks
 from cylstm.cells import SIGMOID, TANH, Activation
 from cylstm.params import Array
-from cylstm.recurrent import Recurrent
+from cylstm.recurrent import Checks, Recurrent
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
 
-Checks = dict[str, Callable[[str, Any], Any]]
+_RNN_CHECKS: Checks = {"independent": checks.flag}
+_LSTM_CHECKS: Checks = {
+    "proj_size": partial(checks.size, least=0),
+    "peepholes": checks.flag,
+    "coupled": checks.flag,
+    "cell_clip": checks.bound,
+    "layer_norm": partial(checks.optional_choice, choices=("haste", "tflite")),
+    "zoneout_cell": checks.probability,
+    "forget_bias": partial(checks.optional_number, low=-1e6, high=1e6),
+}
+_GRU_CHECKS: Checks = {
+    "reset_after": checks.flag,
+    "layer_norm": partial(checks.optional_choice, choices=("haste",)),
+}
 
 
 class RNN(Recurrent):
@@ -112,9 +125,8 @@ class RNN(Recurrent):
     Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("hidden",)
+    gates = ("hidden",)
     _kind = "rnn"
-    _checks: ClassVar[Checks] = Recurrent._checks | {"independent": checks.flag}
     if TYPE_CHECKING:
         independent: bool
 
@@ -140,7 +152,7 @@ class RNN(Recurrent):
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
-        self._build(locals())
+        self._build(locals(), _RNN_CHECKS)
 
     @property
     def nonlinearity(self) -> Any:
@@ -307,19 +319,9 @@ class LSTM(_Gated):
     Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("input", "forget", "candidate", "output")
-    states = ("h", "c")
-    _kind = "lstm"
-    _checks: ClassVar[Checks] = Recurrent._checks | {
-        "proj_size": partial(checks.size, least=0),
-        "peepholes": checks.flag,
-        "coupled": checks.flag,
-        "cell_clip": checks.bound,
-        "layer_norm": partial(checks.optional_choice, choices=("haste", "tflite")),
-        "zoneout_cell": checks.probability,
-        "forget_bias": partial(checks.optional_number, low=-1e6, high=1e6),
-    }
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # annotations would show in help
+        gates: tuple[str, ...]
+        states: tuple[str, ...]
         proj_size: int
         peepholes: bool
         coupled: bool
@@ -327,6 +329,10 @@ class LSTM(_Gated):
         layer_norm: str | None
         zoneout_cell: float
         forget_bias: float | None
+
+    gates = ("input", "forget", "candidate", "output")
+    states = ("h", "c")
+    _kind = "lstm"
 
     def __init__(
         self,
@@ -356,7 +362,7 @@ class LSTM(_Gated):
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
-        self._build(locals())
+        self._build(locals(), _LSTM_CHECKS)
 
     def _read_activations(self, given: Mapping[str, Any]) -> None:
         if self.coupled:
@@ -499,13 +505,9 @@ class GRU(_Gated):
     Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("reset", "update", "candidate")
+    gates = ("reset", "update", "candidate")
     _kind = "gru"
-    _candidate_first: ClassVar[bool] = True
-    _checks: ClassVar[Checks] = Recurrent._checks | {
-        "reset_after": checks.flag,
-        "layer_norm": partial(checks.optional_choice, choices=("haste",)),
-    }
+    _candidate_first = True
     if TYPE_CHECKING:
         reset_after: bool
         layer_norm: str | None
@@ -533,7 +535,7 @@ class GRU(_Gated):
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
-        self._build(locals())
+        self._build(locals(), _GRU_CHECKS)
 
     def _read_activations(self, given: Mapping[str, Any]) -> None:
         defaults = {"reset": SIGMOID, "update": SIGMOID, "candidate": TANH}

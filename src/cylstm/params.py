@@ -14,7 +14,7 @@ import weakref
 from _thread import RLock  # importing threading takes longer than the package
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -112,12 +112,12 @@ class Parameters:
     """
 
     #: Public attributes that are read-only once the options have been read.
-    _fixed: ClassVar[frozenset[str]] = frozenset({"dtype"})
+    _fixed = frozenset({"dtype"})
     #: Arguments of the library's own constructor with their defaults.
-    _signature: ClassVar[dict[str, Any]] = {}
+    _signature = MappingProxyType[str, Any]({})
     #: 0 while the library's constructor runs, 1 until a subclass's has ended as well, then 2.
     _stage = 0
-    _frozen_names: frozenset[str] = frozenset()
+    _frozen_names = frozenset[str]()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Note the constructor's options, and have it say when an instance is complete."""
@@ -126,7 +126,7 @@ class Parameters:
         if init is None:
             return
         if _of_the_library(cls):
-            cls._signature = _arguments(init)
+            cls._signature = MappingProxyType(_arguments(init))
             cls._fixed = cls._fixed | cls._signature.keys()
 
         @functools.wraps(init)

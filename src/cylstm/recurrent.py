@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -20,6 +20,24 @@ from cylstm.states import Parts, State
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
+
+
+Checks = dict[str, Callable[[str, Any], Any]]
+#: How the options are checked that all layers have.
+_CHECKS: Checks = {
+    "input_size": checks.size,
+    "bias": checks.bias,
+    "batch_first": checks.flag,
+    "dropout": partial(checks.number, low=0, high=1),
+    "variational": checks.flag,
+    "recurrent_dropout": checks.probability,
+    "zoneout": checks.probability,
+    "dropconnect": checks.probability,
+    "clip": checks.bound,
+    "bidirectional": checks.flag,
+    "merge_mode": partial(checks.choice, choices=outputs.MERGE_MODES),
+    "go_backwards": checks.flag,
+}
 
 
 class Tape(NamedTuple):
@@ -45,35 +63,9 @@ def _level_outside() -> int:
 class Recurrent(Parameters):
     """What RNN, LSTM and GRU share; they say which gates, states and options of their own exist."""
 
-    #: Gates in PyTorch's order, as stacked in the weights.
-    gates: tuple[str, ...] = ()
-    #: The arrays a state consists of.
-    states: ClassVar[tuple[str, ...]] = ("h",)
-    #: The kernels' name of the cell.
-    _kind: ClassVar[str]
-    #: Whether the candidate's slot is the kernels' first: a GRU's.
-    _candidate_first: ClassVar[bool] = False
-    #: Whether the weights come from a state dict and nothing is to be drawn.
-    _undrawn = False
-    _fixed = Parameters._fixed | {
-        "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
-    }  # fmt: skip
-    #: How each option is checked.
-    _checks: ClassVar[dict[str, Callable[[str, Any], Any]]] = {
-        "input_size": checks.size,
-        "bias": checks.bias,
-        "batch_first": checks.flag,
-        "dropout": partial(checks.number, low=0, high=1),
-        "variational": checks.flag,
-        "recurrent_dropout": checks.probability,
-        "zoneout": checks.probability,
-        "dropconnect": checks.probability,
-        "clip": checks.bound,
-        "bidirectional": checks.flag,
-        "merge_mode": partial(checks.choice, choices=outputs.MERGE_MODES),
-        "go_backwards": checks.flag,
-    }
-    if TYPE_CHECKING:  # what the checks set
+    if TYPE_CHECKING:  # annotations would show in help
+        gates: tuple[str, ...]
+        states: tuple[str, ...]
         input_size: int
         hidden_size: int | tuple[int, ...]
         bias: bool | str
@@ -92,9 +84,23 @@ class Recurrent(Parameters):
             self, input_size: int, hidden_size: Any, num_layers: int | None = None, **options: Any
         ) -> None: ...
 
-    def _build(self, given: Mapping[str, Any]) -> None:
-        """Make the layer of the arguments of its constructor."""
-        for name, check in self._checks.items():
+    #: Gates in PyTorch's order, as stacked in the weights.
+    gates = ()
+    #: The arrays a state consists of.
+    states = ("h",)
+    #: The kernels' name of the cell.
+    _kind = ""
+    #: Whether the candidate's slot is the kernels' first: a GRU's.
+    _candidate_first = False
+    #: Whether the weights come from a state dict and nothing is to be drawn.
+    _undrawn = False
+    _fixed = Parameters._fixed | {
+        "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
+    }  # fmt: skip
+
+    def _build(self, given: Mapping[str, Any], own: Checks) -> None:
+        """Make the layer of its constructor's arguments; `own` checks those of this kind alone."""
+        for name, check in (_CHECKS | own).items():
             setattr(self, name, check(name, given[name]))
         self._read_sizes(given["hidden_size"], given["num_layers"])
         self.num_directions = 2 if self.bidirectional else 1
