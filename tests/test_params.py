@@ -139,7 +139,7 @@ def test_no_name_can_be_detached_from_the_vector(module, how):
     for name in SHAPES:
         module.grads[name][...] = 7
     assert np.all(module.flat_grads == 7)
-    module._grad_views["bias"] += np.ones(3)  # as backward adds
+    assert module._grad_views["bias"].shape == (3,)  # what backward adds to
 
 
 def test_assigning_a_gradient_says_how(module):

@@ -261,8 +261,8 @@ class Recurrent(Parameters):
         return self._cell._replace(reverse=self.go_backwards or suffix.endswith("_reverse"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the packed weights and views of gradients, too, and who draws without seed."""
-        derived = {"_packed", "_places"} | (set() if self._seeded else {"_rng"})
+        """Leave out the packed weights and views of gradients, too."""
+        derived = {"_packed", "_places"}
         return {k: v for k, v in super().__getstate__().items() if k not in derived}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
