@@ -53,7 +53,7 @@ FORMATS = {
     "bfloat16": (lambda m: m.bfloat16().state_dict(), 1e-2),
     "bfloat16 parameters": (lambda m: dict(m.bfloat16().named_parameters()), 1e-2),
     "float64": (lambda m: m.double().state_dict(), 0),
-    "a transposed view": (lambda m: {n: v.t().contiguous().t() for n, v in m.state_dict().items()}, 0),
+    "a view": (lambda m: {n: v.t().contiguous().t() for n, v in m.state_dict().items()}, 0),
 }
 
 
