@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from cylstm.params import Array
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+Hint = Callable[[tuple[int, ...]], str]  # what to say beside "got" of a wrong shape
 READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
 WRITEABLE = READY | 0x400
 
@@ -68,6 +69,8 @@ def excludes(name: str, given: Any, other: str, there: bool, value: Any) -> None
 def generator(name: str, value: Any) -> np.random.Generator:
     """Return a random generator: the given one, or a new one of a seed."""
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         return np.random.default_rng(value)
     except (TypeError, ValueError) as error:
         raise type(error)(
@@ -84,7 +87,7 @@ def flag(name: str, value: Any) -> bool:
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Check one of several words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return str(value)
 
@@ -100,16 +103,67 @@ def dtype(value: Any) -> np.dtype[Any]:
     return np.dtype(np.float32 if found == np.float32 else np.float64)
 
 
+def read(name: str, value: Any) -> Array:
+    """Return as an ndarray, without a copy if possible, what NumPy or DLPack can read."""
+    if type(value) is np.ndarray:
+        return value
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        if hasattr(value, "filled") and np.any(value.mask):
+            raise TypeError("masked values: pass its .filled(...), and mask= for steps")
+        return np.asarray(value)
+    except Exception as error:
+        # Whatever another library raises; which element of a list it came from is found here.
+        if isinstance(value, (list, tuple)):
+            for i, element in enumerate(value):
+                if not isinstance(element, (int, float)):
+                    read(f"{name}[{i}]", element)
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        reason = _unreadable(value) or str(error).partition("\n")[0]
+        raise kind(f"{name}: expected an array in this machine's memory, got {reason}") from None
+
+
+def _unreadable(value: Any) -> str:
+    """Why a tensor cannot be read, and what to do; empty if it is not known."""
+    device = str(getattr(getattr(value, "device", None), "type", "cpu"))
+    layout, dtype = str(getattr(value, "layout", "")), str(getattr(value, "dtype", ""))
+    if device == "meta":
+        return "a tensor on the meta device, which has no values"
+    words, calls = [], ""
+    if getattr(value, "requires_grad", False) is True:
+        words, calls = [*words, "that requires grad"], calls + ".detach()"
+    if device != "cpu":
+        words, calls = [*words, f"on device {device}"], calls + ".cpu()"
+    if "sparse" in layout or "mkldnn" in layout:
+        words, calls = [*words, f"of layout {layout}"], calls + ".to_dense()"
+    if "bfloat16" in dtype or "float8" in dtype:
+        words, calls = [*words, f"of dtype {dtype}"], calls + ".float()"
+    return f"a tensor {', '.join(words)}: pass its {calls}" if words else ""
+
+
+def real(name: str, value: Any) -> Array:
+    """Return an array of real numbers of whatever dtype they come in."""
+    found = read(name, value)
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got {_what(value, found)}")
+    return found
+
+
+def _what(value: Any, found: Array) -> str:
+    """Say what came where numbers of another kind were expected."""
+    if found.dtype.name.startswith(("bfloat16", "float8")):
+        return f"dtype {found.dtype}: pass its .astype('float32')"
+    if found.dtype.kind == "O" and type(value) is not np.ndarray:
+        return f"dtype object, from {type(value).__name__}"
+    return f"dtype {found.dtype}"
+
+
 def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return real numbers as the kernels read them: cast, aligned, native, last axis contiguous."""
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.num & READY == READY:
         return value
-    try:
-        found = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of real numbers: {error}") from None
-    if found.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got dtype {found.dtype}")
+    found = real(name, value)
     itemsize = dtype.itemsize
     if (
         found.dtype is dtype
@@ -120,6 +174,27 @@ def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ):
         return found
     return np.array(found, dtype, order="C", ndmin=found.ndim)
+
+
+def tensor(name: str, value: Any) -> Array:
+    """Return weights as an ndarray: detached, bfloat16 and smaller floats as float32.
+
+    Integers of 8 bits are refused: they are quantised weights, whose scale is elsewhere.
+    """
+    if getattr(value, "requires_grad", False) is True:
+        value = value.detach()
+    kind = str(getattr(value, "dtype", ""))
+    if ("bfloat16" in kind or "float8" in kind) and hasattr(value, "float"):
+        value = value.float()
+    found = read(name, value)
+    if found.dtype.name.startswith(("bfloat16", "float8")):
+        found = found.astype(np.float32)
+    if found.dtype.kind in "iu" and found.dtype.itemsize == 1:
+        raise TypeError(
+            f"{name}: expected real numbers, got dtype {found.dtype}: multiply quantised weights "
+            "by their scale"
+        )
+    return real(name, found)
 
 
 def shape(name: str, value: Array, expected: tuple[int, ...]) -> Array:
@@ -140,6 +215,8 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if value.dtype != dtype or not value.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype}, got {value.dtype.str}")
     itemsize = dtype.itemsize
+    if any(n > 1 and not stride for n, stride in zip(value.shape, value.strides, strict=True)):
+        raise ValueError(f"out: expected elements of its own, got strides {value.strides}")
     if not value.flags.writeable or not value.flags.aligned:
         raise ValueError("out: expected a writeable, aligned array, got one that is not")
     if value.size and (
@@ -150,17 +227,61 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return value
 
 
-def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
-    """Check the number of valid steps of each row."""
-    found = np.asarray(value)
-    if found.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
-    shape("lengths", found, (rows,))
-    if found.size and (found.min() < 0 or found.max() > steps):
+def lengths(
+    value: Any, rows: int | None, steps: int | None, hint: Hint = lambda shape: ""
+) -> npt.NDArray[np.int64]:
+    """Check the number of valid steps of each row and return a copy; None: any number."""
+    # Copied before it is checked: another thread may be writing into it.
+    found = np.array(read("lengths", value))
+    if found.dtype.kind not in "iu" and not empty_list(value):
+        raise TypeError(f"lengths: expected integers, got {_what(value, found)}")
+    if found.ndim != 1 or (rows is not None and len(found) != rows):
+        count = "(B,)" if rows is None else (rows,)
+        raise ValueError(f"lengths: expected shape {count}, got {found.shape}{hint(found.shape)}")
+    most = 2**63 - 1 if steps is None else steps
+    if found.size and (found.min() < 0 or found.max() > most):
         raise ValueError(
-            f"lengths: expected values from 0 to {steps}, got {found.min()} to {found.max()}"
+            f"lengths: expected values from 0 to {most}, got {found.min()} to {found.max()}"
         )
-    return np.ascontiguousarray(found, np.int64)
+    return found.astype(np.int64)
+
+
+def empty_list(value: Any) -> bool:
+    """Whether it is a list of nothing, which NumPy takes for floats."""
+    return isinstance(value, (list, tuple)) and all(empty_list(part) for part in value)
+
+
+def booleans(
+    name: str,
+    value: Any,
+    expected: tuple[int, ...] | None,
+    hint: Hint = lambda shape: "",
+) -> npt.NDArray[np.bool_]:
+    """Check booleans, or integers 0 and 1, of a shape if one is given, and return a copy."""
+    found = np.array(read(name, value))  # copied first, as another thread may be writing into it
+    if empty_list(value) and expected is not None and 0 in expected:
+        return np.zeros(expected, bool)
+    if expected is not None and found.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {found.shape}{hint(found.shape)}")
+    if found.dtype.kind in "iu":
+        if found.size and not ((found == 0) | (found == 1)).all():
+            raise ValueError(
+                f"{name}: expected booleans or integers 0 and 1, "
+                f"got {found.min()} to {found.max()}"
+            )
+    elif found.dtype != bool:
+        raise TypeError(
+            f"{name}: expected booleans or integers 0 and 1, got {_what(value, found)}"
+        )
+    return found.astype(bool)
+
+
+def shares_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays have an element in common, or may have and it is hard to say."""
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
 
 
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:
