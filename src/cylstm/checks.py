@@ -284,15 +284,26 @@ def shares_memory(a: Array, b: Array) -> bool:
         return True
 
 
+#: What to say of a list of pairs by layer, as cells stacked by hand give.
+PAIRS = (
+    "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]) and c likewise"
+)
+
+
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:
     """Check the number of parts of a state: the value itself, or a tuple of several."""
     if len(expected) == 1:
         return (value,)
     if type(value) is tuple and len(value) == len(expected):
         return value
-    if not isinstance(value, (tuple, list)) or len(value) != len(expected):
+    if not isinstance(value, (tuple, list)):
         raise TypeError(
-            f"{name}: expected a tuple ({', '.join(expected)}), got "
-            + (f"{len(value)} values" if isinstance(value, (tuple, list)) else repr(type(value)))
+            f"{name}: expected a tuple ({', '.join(expected)}), got {type(value).__name__}"
+        )
+    if len(value) != len(expected):
+        pairs = all(isinstance(part, (tuple, list)) and len(part) == 2 for part in value)
+        raise TypeError(
+            f"{name}: expected a tuple ({', '.join(expected)}), got {len(value)} "
+            + (PAIRS if pairs and value else "values")
         )
     return tuple(value)
