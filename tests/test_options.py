@@ -167,7 +167,8 @@ def test_mask(cell):
     p = problem(cell, (3, 5), steps=4, rows=3)
     right = np.ones((4, 3), bool)
     cases = [
-        (right.astype(int), TypeError, "int64"),
+        (right + 1, ValueError, "2 to 2"),
+        (right.astype(int) - 2, ValueError, "-1 to -1"),
         (right.astype("f"), TypeError, "float32"),
         (right.astype(object), TypeError, "object"),
         (right.T, ValueError, "(3, 4)"),

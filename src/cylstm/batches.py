@@ -160,13 +160,11 @@ class Batch:
         self.segments = segments.of_joined(joined, self.lengths, self.starts)
 
     def turned_hint(self, shape: tuple[int, ...]) -> str:
-        """What to add of a shape that would fit if the first two axes of x were the other ones."""
+        """Say of a shape that it would fit if the first two axes of x were the other ones."""
         turned = [(self.steps,), (self.rows, self.steps), (self.steps, self.rows)]
         if not self.batched or shape not in turned:
             return ""
-        return (
-            f"; with batch_first={self.batch_first} x has {self.steps} steps of {self.rows} rows"
-        )
+        return f"; with batch_first={self.batch_first} x has {self.steps} steps of {self.rows} rows"
 
     @property
     def counts(self) -> npt.NDArray[np.int64] | None:

@@ -130,7 +130,8 @@ def _unreadable(value: Any) -> str:
     layout, dtype = str(getattr(value, "layout", "")), str(getattr(value, "dtype", ""))
     if device == "meta":
         return "a tensor on the meta device, which has no values"
-    words, calls = [], ""
+    words: list[str] = []
+    calls = ""
     if getattr(value, "requires_grad", False) is True:
         words, calls = [*words, "that requires grad"], calls + ".detach()"
     if device != "cpu":
@@ -266,28 +267,23 @@ def booleans(
     if found.dtype.kind in "iu":
         if found.size and not ((found == 0) | (found == 1)).all():
             raise ValueError(
-                f"{name}: expected booleans or integers 0 and 1, "
-                f"got {found.min()} to {found.max()}"
+                f"{name}: expected booleans or integers 0 and 1, got {found.min()} to {found.max()}"
             )
     elif found.dtype != bool:
-        raise TypeError(
-            f"{name}: expected booleans or integers 0 and 1, got {_what(value, found)}"
-        )
+        raise TypeError(f"{name}: expected booleans or integers 0 and 1, got {_what(value, found)}")
     return found.astype(bool)
 
 
 def shares_memory(a: Array, b: Array) -> bool:
     """Whether two arrays have an element in common, or may have and it is hard to say."""
     try:
-        return np.may_share_memory(a, b) and np.shares_memory(a, b, max_work=10_000)
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, 10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True
 
 
 #: What to say of a list of pairs by layer, as cells stacked by hand give.
-PAIRS = (
-    "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]) and c likewise"
-)
+PAIRS = "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]) and c likewise"
 
 
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:

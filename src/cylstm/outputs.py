@@ -52,7 +52,7 @@ def blank(layer: Recurrent, depth: int, batch: Batch, inside: Array | None) -> A
 
 
 def of_rows(layer: Recurrent, both: Array, batch: Batch) -> Array:
-    """Outputs picked of each row, from those of its segments."""
+    """Take outputs picked of each row from those of its segments."""
     if batch.segments is None:
         return both
     return np.stack([y[at] for y, at in zip(both, _picked(layer, batch), strict=True)])
@@ -63,7 +63,7 @@ def _picked(layer: Recurrent, batch: Batch) -> list[Array]:
     cut = batch.segments
     assert cut is not None
     if batch.pick == "last":
-        return [cut.last] * layer.num_directions
+        return [cut.last_read] * layer.num_directions
     return [cut.left(backwards) for backwards in layer._backwards]
 
 

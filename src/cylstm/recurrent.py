@@ -314,12 +314,12 @@ class Recurrent(Parameters):
             Booleans, or integers 0 and 1: which steps are read, in place of `lengths`. Others are
             passed over: the state stays as it is, the output is 0 and x is not looked at.
         reset : array-like of shape (T, B), (B, T) or (T,), as x, optional
-            Booleans, or integers 0 and 1: where a new episode begins. Before such a step the
-            state is the default initial one again, and gradients stop: the same bits as separate
-            calls on the episodes. `state` then counts for the rows without a reset before their
-            first step. A direction that reads backwards is cut at the same places; it starts
-            from `state` at the last step. A reset at a step that is not read counts at the next
-            one that is. A list of (T_i,) for a list.
+            Booleans, or integers 0 and 1: where a new episode begins. Before such a step, read or
+            not, the state is the default initial one again, and gradients stop: the same bits as
+            separate calls on the episodes. `state` is the one before the first step, so it does
+            not count where that is a reset. A direction that reads backwards is cut at the same
+            places: it starts from `state` after the last step and ends with the first episode. A
+            list of arrays (T_i,) for a list.
         return_ : {"all", "final", "last", "mean", "max"} or int, default "all"
             Which outputs: of all steps; each direction's final hidden state, side by side or
             merged by `merge_mode` (Keras' `return_sequences=False`); at each row's last step that
@@ -495,8 +495,10 @@ class Recurrent(Parameters):
     @staticmethod
     def _interval(checkpoint: int | str | None) -> int | str | None:
         if checkpoint is None or isinstance(checkpoint, str):
-            return checkpoint if checkpoint is None else checks.choice(
-                "checkpoint", checkpoint, ("sqrt",)
+            return (
+                checkpoint
+                if checkpoint is None
+                else checks.choice("checkpoint", checkpoint, ("sqrt",))
             )
         return checks.size("checkpoint", checkpoint)
 

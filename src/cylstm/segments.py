@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cylstm.params import Array
-
 if TYPE_CHECKING:
     import numpy.typing as npt
 
@@ -16,11 +14,7 @@ if TYPE_CHECKING:
 
 
 class Segments(NamedTuple):
-    """S segments of B rows, ordered by row and then by time; every row has at least one.
-
-    Only a reset between two steps that are read makes a cut. One before the first step that is
-    read cuts off the given state instead, and one after the last does nothing.
-    """
+    """S segments of B rows, ordered by row and then by time; every row has at least one."""
 
     row: Indices  # (S,) which row each is part of
     starts: Indices  # (S,) where it starts along the first axis of x
@@ -29,7 +23,8 @@ class Segments(NamedTuple):
     columns: Indices | None  # (S,) where along the second axis of x; None if that has one element
     first: Indices  # (B,) the segment that each row starts with
     last: Indices  # (B,) and ends with
-    fresh: Flags  # (B,) whether there is a reset before the first step that a row reads
+    last_read: Indices  # (B,) and the last one with a step that is read, or the first one
+    fresh: Flags  # (B,) whether there is a reset before the row's first step
 
     def entered(self, backwards: bool) -> tuple[Indices, Indices]:
         """Segments that start from the given state, and their rows."""
@@ -46,22 +41,21 @@ class Segments(NamedTuple):
 def of_padded(reset: Flags, read: Flags | None, lengths: Indices | None) -> Segments:
     """Cut (T, B) sequences, of which only the steps in `read`, or the first ones, are read."""
     steps, rows = reset.shape
-    if read is not None:
-        cuts, fresh = _before_read_steps(reset, read)
-        ends = np.full(rows, steps)
+    if steps == 0:
+        row, starts, fresh = np.arange(rows), np.zeros(rows, np.int64), np.zeros(rows, bool)
     else:
-        ends = np.full(rows, steps) if lengths is None else lengths
-        cuts = reset & (np.arange(steps)[:, None] < ends)
-        fresh = cuts[0].copy() if steps else np.zeros(rows, bool)
-    cuts[:1] = True
-    row, starts = np.nonzero(cuts.T) if steps else (np.arange(rows), np.zeros(rows, np.int64))
-    spans = _ends(row, starts, ends) - starts
+        cuts, fresh = reset.copy(), reset[0]
+        cuts[0] = True
+        row, starts = np.nonzero(cuts.T)
+    spans = _ends(row, starts, np.full(rows, steps)) - starts
     counts = spans
     if read is not None:
         before = np.zeros((steps + 1, rows), np.int64)
         np.cumsum(read, axis=0, out=before[1:])
         counts = before[starts + spans, row] - before[starts, row]
-    return _segments(row, starts, spans, counts, row, fresh)
+    elif lengths is not None:
+        counts = np.clip(lengths[row] - starts, 0, spans)
+    return _segments(row, starts, spans, counts, fresh, side_by_side=True)
 
 
 def of_joined(reset: Flags, lengths: Indices, first_steps: Indices) -> Segments:
@@ -78,20 +72,7 @@ def of_joined(reset: Flags, lengths: Indices, first_steps: Indices) -> Segments:
     order = np.argsort(row, kind="stable")
     row, starts = row[order], starts[order]
     spans = _ends(row, starts, first_steps + lengths) - starts
-    return _segments(row, starts, spans, spans, None, fresh)
-
-
-def _before_read_steps(reset: Flags, read: Flags) -> tuple[Flags, Flags]:
-    """Read steps between which and the one read before there is a reset, and rows' first ones."""
-    count = np.cumsum(reset, axis=0)
-    known = np.zeros_like(count)  # resets up to the step read before
-    if len(count):
-        np.maximum.accumulate(np.where(read, count, 0)[:-1], axis=0, out=known[1:])
-    after_reset = read & (count > known)
-    begun = np.zeros_like(read)
-    if len(count):
-        np.logical_or.accumulate(read[:-1], axis=0, out=begun[1:])
-    return after_reset & begun, (after_reset & ~begun).any(axis=0)
+    return _segments(row, starts, spans, spans, fresh, side_by_side=False)
 
 
 def _ends(row: Indices, starts: Indices, ends: Indices) -> Indices:
@@ -103,10 +84,19 @@ def _ends(row: Indices, starts: Indices, ends: Indices) -> Indices:
 
 
 def _segments(
-    row: Indices, starts: Indices, spans: Indices, lengths: Indices, columns: Indices | None,
-    fresh: Flags,
+    row: Indices, starts: Indices, spans: Indices, lengths: Indices, fresh: Flags,
+    side_by_side: bool,
 ) -> Segments:  # fmt: skip
+    """Leave out those without a step that is read that are neither first nor last of their row."""
+    ends = np.ones(len(row) + 1, bool)
+    ends[1:-1] = row[1:] != row[:-1]
+    kept = (lengths > 0) | ends[1:] | ends[:-1]
+    row, starts, spans, lengths = row[kept], starts[kept], spans[kept], lengths[kept]
     rows = np.arange(len(fresh))
     first, last = np.searchsorted(row, rows), np.searchsorted(row, rows, "right") - 1
-    return Segments(row, starts, spans, lengths, columns, first, last, fresh)
-
+    last_read = first
+    if len(rows):
+        read = np.where(lengths > 0, np.arange(len(row)), 0)
+        last_read = np.maximum(np.maximum.reduceat(read, first), first)
+    columns = row if side_by_side else None
+    return Segments(row, starts, spans, lengths, columns, first, last, last_read, fresh)

@@ -97,7 +97,7 @@ def _checked(
 def _hint(
     layer: Recurrent, found: tuple[int, ...], shape: tuple[int, int, int], batch: Batch
 ) -> str:
-    """What to say of a shape that tells of a misunderstanding."""
+    """Say more of a shape that tells of a misunderstanding."""
     if len(found) != 3:
         return ""
     if not batch.batched:
@@ -109,7 +109,7 @@ def _hint(
 
 
 def spread(layer: Recurrent, given: list[Parts], batch: Batch) -> list[Parts]:
-    """Initial states of all rows of the kernels' calls, from what the caller has given."""
+    """Make initial states of all rows of the kernels' calls from what the caller has given."""
     if given is layer._no_state and not layer.learn_initial_state:
         return given
     return [
@@ -148,7 +148,7 @@ def _names(layer: Recurrent, depth: int, k: int) -> list[str]:
 
 
 def rows_given(given: list[Parts]) -> Given:
-    """What `d_spread` has to know of the caller's state."""
+    """Return what `d_spread` has to know of the caller's state."""
     return [tuple(None if part is None else part.shape[1] for part in parts) for parts in given]
 
 
@@ -174,9 +174,7 @@ def d_spread(
     return outer, learned
 
 
-def _d_start(
-    layer: Recurrent, d: Array, rows: int | None, batch: Batch
-) -> tuple[Array, Array]:
+def _d_start(layer: Recurrent, d: Array, rows: int | None, batch: Batch) -> tuple[Array, Array]:
     """Gradients of rows' given states, and of those that segments start from without one."""
     cut = batch.segments
     assert cut is not None
@@ -208,8 +206,7 @@ def of_segments(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Par
     if cut is None:
         return layers
     return [
-        tuple([None if a is None else _scattered(layer, a, cut) for a in parts])
-        for parts in layers
+        tuple([None if a is None else _scattered(layer, a, cut) for a in parts]) for parts in layers
     ]
 
 
