@@ -46,7 +46,7 @@ CFLAGS = [
 LDFLAGS = ["-pthread", "-Wl,-s"] if sys.platform == "linux" else []
 
 DIRECTIVES = dict.fromkeys(["boundscheck", "wraparound", "initializedcheck", "autotestdict"], False)
-DIRECTIVES |= dict.fromkeys(["binding", "cdivision", "freethreading_compatible"], True)
+DIRECTIVES |= dict.fromkeys(["binding", "cdivision"], True)
 
 OPENMP_PROBE = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
 

@@ -1,6 +1,7 @@
 """What counts as an array, and what the message says of what does not."""
 
 import array
+import copy
 import pickle
 import threading
 
@@ -41,8 +42,9 @@ class ByDLPack:
 class Tensor:
     """A tensor that refuses to be read, in another library's words."""
 
-    def __init__(self, error=RuntimeError("words of another library\nand more"), **attributes):
-        self.error, self.shape = error, (2, 3)
+    def __init__(self, error=None, **attributes):
+        self.error = error or RuntimeError("words of another library\nand more")
+        self.shape = (2, 3)
         vars(self).update(attributes)
 
     def __array__(self, dtype=None, copy=None):
@@ -370,13 +372,11 @@ def test_arguments_written_by_another_thread_during_the_call(cell):
 
 @EVERY
 def test_a_tape_is_neither_pickled_nor_copied(cell):
-    import copy
-
     layer = LAYERS[cell](3, 5)
     tape = layer.forward(np.ones((2, 3)))[2]
     for act in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match="^a tape cannot be pickled or copied: .*forward again"):
+        with pytest.raises(TypeError, match=r"^a tape cannot be pickled or copied: .*forward again"):
             act(tape)
     (window,) = cylstm.truncated_bptt(layer, np.ones((2, 3)), 2)
-    with pytest.raises(TypeError, match="^a tape cannot be pickled or copied: "):
+    with pytest.raises(TypeError, match=r"^a tape cannot be pickled or copied: "):
         pickle.dumps(window)

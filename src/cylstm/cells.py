@@ -37,11 +37,12 @@ class Extras(NamedTuple):
     """What a call asks for besides a plain pass. Shapes are those inside: time first."""
 
     mask: Array | None = None  # (T, B) of uint8: which steps are read
-    starts: Array | None = None  # (S,) where each row of the call starts along x's first axis
-    columns: Array | None = None  # (S,) and along its second; None is 0
-    spans: Array | None = None  # (S,) with a mask beside starts: steps of the mask it covers
-    y_starts: Array | None = None  # (S,) where it starts in y, if every k-th output is picked
-    pick: str = "all"  # "every", "last", "final", "mean", "max"
+    # Rows that are segments of x: (S,) each, S in place of B in what follows
+    starts: Array | None = None  # first time of each
+    columns: Array | None = None  # its place among x's rows; None: the only one
+    spans: Array | None = None  # with a mask: its steps of time, of which lengths are read
+    y_starts: Array | None = None  # its first output in y, if every k-th is picked
+    pick: str = "all"  # "every", "last", "mean", "max", "final"
     every: int = 1
     recurrent: Array | None = None  # (D, B, P) factors of h in recurrent products
     zone_h: Array | None = None  # (T, B, D * P) 1 where h keeps its value

@@ -561,8 +561,6 @@ class Recurrent(Parameters):
         named["hidden"] = h
         if c is not None:
             named["cell"] = c
-        if batch.segments is not None:
-            time, row = time + batch.segments.starts[row], batch.segments.row[row]
         for name, entries in named.items():
             full = np.zeros((batch.steps, batch.rows, entries.shape[1]), self.dtype)
             full[time, row] = entries

@@ -331,6 +331,13 @@ def _windows(
             raise ValueError(f"x: expected {expected} steps from step {start}, got {x.shape[axis]}")
         if stop - start < expected:  # the end of an iterable
             plan = plan._replace(steps=stop)
+            if source(stop, stop) is not None:
+                raise ValueError(
+                    f"x: expected no step after {stop}, as windows have {expected} but for the "
+                    "last, got more"
+                )
+        if start == stop:
+            return
         marks = {
             name: checks.booleans(name, of(start, stop), x.shape[:-1])
             for name, of in sources.items()

@@ -5,7 +5,7 @@ cdef inline Py_ssize_t chunk_of(Py_ssize_t rows) noexcept nogil:
     return max(1, CHUNK_ENTRIES // max(1, rows))
 
 
-PICKS = {"all": ALL, "every": EVERY, "last": LAST, "mean": MEAN, "max": MAX}
+PICKS = {"all": ALL, "every": EVERY, "last": LAST, "mean": MEAN, "max": MAX, "final": FINAL}
 
 
 @cython.final
@@ -15,15 +15,21 @@ cdef class Call:
     cdef Sequence seq[2]
     cdef Py_ssize_t directions
     cdef Level *level
-    cdef Py_ssize_t *row        # (rows) place of each sorted row in the caller's batch
+    cdef Py_ssize_t *row        # (rows) place of each sorted row among those given
     cdef Py_ssize_t *length     # (rows) its steps
+    cdef Py_ssize_t *start      # (rows) its first time, if rows are segments; otherwise NULL
+    cdef Py_ssize_t *column     # (rows) and its place in the caller's batch
+    cdef Py_ssize_t *y_start    # (rows) its first output, if every k-th of a segment is picked
+    cdef Py_ssize_t running     # rows of at least one step
+    cdef Py_ssize_t entries     # (step, row) pairs
     cdef Arena arena            # what the pointers in seq point into, as do weights, x and extras
-    cdef Arena sums             # likewise, of a backward call: gradients of the weights
+    cdef Arena sums             # of a backward call: gradients of the weights
     cdef list weights
     cdef object extras
     cdef Call forward_call      # whose arena a backward call points into, too
     cdef Job *job               # the last one, that a helper left behind may still be at
     cdef int team               # threads that it is planned for
+    cdef bint taped             # whether its kernels write a tape
     cdef bint whole             # whether all steps of all rows are read
     cdef readonly object x
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
@@ -33,35 +39,46 @@ cdef class Call:
 
     def __init__(self, list weights, cnp.ndarray x not None, lengths, bint taped, extras):
         cdef Packed packed = packed_of(weights, 0)
-        cdef Py_ssize_t itemsize = packed.level.itemsize, d
+        cdef Py_ssize_t d
         cdef Sequence *s
         cdef View view
-        self.weights, self.directions, self.level = weights, len(weights), packed.level
-        self.x, self.arena, self.extras = x, Arena(), extras
         if cnp.PyArray_NDIM(x) != 3:
             raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
-        look(&view, x, itemsize, steps, rows, packed.w.inputs, "x")
+        look(&view, x, packed.level.itemsize, steps, rows, packed.w.inputs, "x")
         if extras is not None and extras.starts is not None:
-            rows = lengths.shape[0]
-            steps = lengths.max() if rows else 0
+            lengths = lengths.copy()    # what is measured here is what is used
+            rows, steps = lengths.shape[0], lengths.max(initial=0)
+        self.x = x
+        self.begin(weights, steps, rows, taped, extras, Arena())
+        self.order_rows(lengths)
+        if extras is not None:
+            self.read_segments()
+            self.read_extras(taped)
+        for d in range(self.directions):
+            s = &self.seq[d]
+            s.x = view.data
+            s.x_row = self.place(d, &view)
+            s.x_step = self.stride(d, &view)
+            self.make_room(d, taped and self.window == 0, steps)
+
+    cdef int begin(self, list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, extras,
+                   Arena arena) except -1:
+        """Everything that does not depend on arrays."""
+        cdef Packed packed = packed_of(weights, 0)
+        cdef Py_ssize_t d
+        cdef Sequence *s
+        self.weights, self.directions, self.level = weights, len(weights), packed.level
+        self.arena, self.extras = arena, extras
         for d in range(self.directions):
             s = &self.seq[d]
             packed = packed_of(weights, d)
             s.w, s.plain = packed.w, packed.w.plain
-            s.steps, s.rows, s.x = steps, rows, view.data
+            s.steps, s.rows = steps, rows
             if packed.level != self.level or not alike(&s.w, &self.seq[0].w) \
                     or (taped and not packed.backward):
                 raise ValueError("weights: expected directions packed alike, for the tape if any")
-        self.order_rows(lengths)
-        if extras is not None:
-            self.read_extras(taped)
-        starts = None if extras is None else extras.starts
-        for d in range(self.directions):
-            s = &self.seq[d]
-            s.x_row = self.place(d, &view, starts, "starts")
-            s.x_step = self.stride(d, &view)
-            self.make_room(d, taped and self.window == 0, steps)
+        return 0
 
     cdef int make_room(self, Py_ssize_t d, bint taped, Py_ssize_t steps) except -1:
         """States, and for so many steps the tape."""
@@ -74,26 +91,44 @@ cdef class Call:
         if s.w.norm != NONE:
             s.w.normed = s.w.slots
             s.w.slots += s.w.gates * (2 if s.w.norm == OF_PRODUCTS else 1)
-        s.ring = -1 if taped else 1
-        self.make_states(s, (steps if taped else 1) + 1)
         s.tape = s.scales = NULL
-        if taped:
-            t = 0
-            while t < s.steps:
+        self.taped = taped
+        if not taped:
+            self.make_states(s, times(2, s.rows))
+            self.place_states(d, 0, s.steps, False)
+            return 0
+        if self.whole or steps >= s.steps:
+            entries = self.entries if steps >= s.steps else times(steps, s.rows)
+        else:
+            for t in range(0, s.steps, steps):
                 entries = max(entries, s.first[min(t + steps, s.steps)] - s.first[t])
-                t += steps
-            s.tape = self.arena.room(times(entries, s.w.slots), s.w.blocks * vector)
-            if s.w.norm != NONE:
-                s.scales = self.arena.room(entries, 4 * self.level.itemsize)
+        self.make_states(s, s.rows + entries)
+        self.place_states(d, 0, min(steps, s.steps), True)
+        s.tape = self.arena.room(times(entries, s.w.slots), s.w.blocks * vector)
+        if s.w.norm != NONE:
+            s.scales = self.arena.room(entries, 4 * self.level.itemsize)
         return 0
 
-    cdef int make_states(self, Sequence *s, Py_ssize_t slots) except -1:
+    cdef int make_states(self, Sequence *s, Py_ssize_t count) except -1:
+        """Room for `count` rows of each state."""
         cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize
-        slots = times(slots, s.rows)
-        s.h = self.arena.room(slots, s.w.out_blocks * vector)
-        s.c = self.arena.room(slots, s.w.blocks * vector) if s.w.cell == LSTM else NULL
+        s.h = self.arena.room(count, s.w.out_blocks * vector)
+        s.c = self.arena.room(count, s.w.blocks * vector) if s.w.cell == LSTM else NULL
         s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
         return 0
+
+    cdef void place_states(self, Py_ssize_t d, Py_ssize_t base, Py_ssize_t end,
+                           bint taped) noexcept:
+        """Where states before steps `base` to `end` are: in two places by turns, or all kept."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t step
+        s.base = base
+        if self.arena.counting:
+            return
+        for step in range(base, end + 1):
+            s.state_at[step] = (step & 1) * s.rows
+        for step in range(base, end + 1 if taped else base):
+            s.state_at[step] = 0 if step == base else s.rows + s.first[step - 1] - s.first[base]
 
     cdef int read_extras(self, bint taped) except -1:
         """Masks, and which outputs are asked for."""
@@ -108,9 +143,12 @@ cdef class Call:
                 raise ValueError(f"every: expected at least 1, got {extras.every}")
             if extras.mask is not None:
                 s.time = self.times_of(d, extras.mask)
-            if s.pick > EVERY:
+            if LAST <= s.pick <= MAX:
                 s.pooled = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize,
                                            True)
+            if s.pick == MEAN:
+                s.pooled_rest = self.arena.room(
+                    rows, s.w.out_blocks * self.level.lanes * itemsize, True)
             if extras.recurrent is not None:
                 s.h_mask = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize)
                 self.copy_rows_in(d, s.h_mask, extras.recurrent, s.w.outputs, "recurrent mask")
@@ -143,65 +181,108 @@ cdef class Call:
         look(&view, array, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
              cnp.PyArray_DIM(self.x, 1), self.directions * width, "zoneout mask")
         base[0] = view.data + d * width * self.level.itemsize
-        row[0] = self.place(d, &view, self.extras.starts, "starts")
+        row[0] = self.place(d, &view)
         step[0] = self.stride(d, &view)
         return 0
 
     cdef int order_rows(self, lengths) except -1:
         """Sort rows by length, longest first and stable; count those running at each step."""
-        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n, at
-        cdef Py_ssize_t tables = 3 * (steps + 2) + 2 * rows
-        cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(tables, sizeof(Py_ssize_t), True)
+        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, d
+        cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(
+            4 * (steps + 2) + 2 * rows, sizeof(Py_ssize_t), True)
         cdef Py_ssize_t *first = active + steps + 2
-        cdef Py_ssize_t *start = first + steps + 2
-        cdef Py_ssize_t *row = start + steps + 2
-        cdef const cnp.int64_t[::1] given
-        self.row, self.length, self.whole = row, row + rows, lengths is None
+        self.row = first + 3 * (steps + 2)
+        self.length, self.whole = self.row + rows, lengths is None
+        self.running, self.entries = rows if steps > 0 else 0, times(steps, rows)
+        if self.arena.counting:
+            return 0
         if lengths is None:
             for t in range(steps):
                 active[t] = rows
             for b in range(rows):
-                row[b], self.length[b] = b, steps
+                self.row[b], self.length[b] = b, steps
         else:
-            given = lengths
-            if given.shape[0] != rows:
-                raise ValueError(f"lengths: expected {rows} values, got {given.shape[0]}")
-            for b in range(rows):
-                n = given[b]
-                if not 0 <= n <= steps:
-                    raise ValueError(f"lengths: expected values in 0..{steps}, got {n}")
-                start[n] += 1       # rows of exactly n steps
-            n = 0
-            for t in range(steps, -1, -1):
-                active[t] = n       # rows of more than t steps
-                n += start[t]
-                start[t] = active[t]
-            for b in range(rows):
-                at = start[given[b]]
-                start[given[b]] += 1
-                row[at], self.length[at] = b, given[b]
+            self.sort_rows(lengths, active, first + 2 * (steps + 2))
         for t in range(steps):
             first[t + 1] = first[t] + active[t]
-        for b in range(self.directions):
-            self.seq[b].active, self.seq[b].first = active, first
-            self.seq[b].length = self.length
+        self.running, self.entries = active[0], first[steps]
+        for d in range(self.directions):
+            self.seq[d].active, self.seq[d].first = active, first
+            self.seq[d].state_at = first + steps + 2
+            self.seq[d].length = self.length
+        return 0
+
+    cdef int sort_rows(self, lengths, Py_ssize_t *active, Py_ssize_t *start) except -1:
+        """Sort by counting, with room for steps + 1 counts in `start`."""
+        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n = 0, at
+        # A copy, because another thread may write into the caller's.
+        cdef const cnp.int64_t[::1] given = lengths.copy()
+        if given.shape[0] != rows:
+            raise ValueError(f"lengths: expected {rows} values, got {given.shape[0]}")
+        for b in range(rows):
+            if not 0 <= given[b] <= steps:
+                raise ValueError(f"lengths: expected values in 0..{steps}, got {given[b]}")
+            start[given[b]] += 1    # rows of exactly so many steps
+        for t in range(steps, -1, -1):
+            active[t] = n           # rows of more than t steps
+            n += start[t]
+            start[t] = active[t]
+        for b in range(rows):
+            at = start[given[b]]
+            start[given[b]] += 1
+            self.row[at], self.length[at] = b, given[b]
+        return 0
+
+    cdef int read_segments(self) except -1:
+        """Where rows are that are given as segments of x: time, and place in the batch."""
+        cdef Py_ssize_t rows = self.seq[0].rows, b, total, span
+        cdef const cnp.int64_t[::1] starts, columns, spans, y_starts
+        cdef object extras = self.extras
+        if extras.starts is None or self.arena.counting:
+            return 0
+        total = cnp.PyArray_DIM(self.x, 0)
+        starts, y_starts = expect_rows("starts", extras.starts, rows), None
+        columns = expect_rows("columns", extras.columns, rows)
+        spans = expect_rows("spans", extras.spans, rows)
+        y_starts = expect_rows("y_starts", extras.y_starts, rows)
+        if (extras.mask is not None and spans is None) or (
+                extras.pick == "every" and columns is not None):
+            raise ValueError("segments: expected spans with a mask, and not every k-th output")
+        self.start = <Py_ssize_t *>self.arena.room(rows, 3 * sizeof(Py_ssize_t), True)
+        self.column, self.y_start = self.start + rows, self.start + 2 * rows
+        for b in range(rows):
+            span = self.length[b] if spans is None else spans[self.row[b]]
+            self.start[b] = starts[self.row[b]]
+            if columns is not None:
+                self.column[b] = columns[self.row[b]]
+            if y_starts is not None:
+                self.y_start[b] = y_starts[self.row[b]]
+            if not (0 <= self.start[b] <= total and self.length[b] <= span <= total
+                    and self.start[b] + span <= total and self.y_start[b] >= 0
+                    and 0 <= self.column[b] < cnp.PyArray_DIM(self.x, 1)):
+                raise ValueError(f"starts, columns: expected segments within x, got one of {span} "
+                                 f"steps from {self.start[b]} in column {self.column[b]}")
         return 0
 
     cdef Py_ssize_t *times_of(self, Py_ssize_t d, mask) except NULL:
-        """The times of each sorted row's steps, in the order they are read."""
+        """The time of each (step, row) pair, from the row's start, in the order they are read."""
         cdef const cnp.uint8_t[:, ::1] valid = mask
-        cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n
-        cdef Py_ssize_t *time = <Py_ssize_t *>self.arena.room(times(rows, steps),
+        cdef Py_ssize_t steps = cnp.PyArray_DIM(self.x, 0), b, t, n, column, begin
+        cdef Py_ssize_t *first = self.seq[d].first
+        cdef Py_ssize_t *time = <Py_ssize_t *>self.arena.room(max(1, self.entries),
                                                               sizeof(Py_ssize_t))
-        if valid.shape[0] != steps or valid.shape[1] != rows:
-            raise ValueError(f"mask: expected shape {(steps, rows)}, got {mask.shape}")
-        for b in range(rows):
-            n = 0
-            for t in range(steps):
-                if valid[t, self.row[b]]:
+        cdef bint reverse = self.seq[d].w.reverse
+        cdef const cnp.int64_t[::1] spans = self.extras.spans
+        if valid.shape[0] != steps or valid.shape[1] != cnp.PyArray_DIM(self.x, 1):
+            raise ValueError(f"mask: expected shape {self.x.shape[:2]}, got {mask.shape}")
+        for b in range(self.seq[d].rows):
+            n, begin, column = 0, 0, self.row[b]
+            if self.start != NULL:
+                begin, column = self.start[b], self.column[b]
+            for t in range(steps if spans is None else spans[self.row[b]]):
+                if valid[begin + t, column]:
                     if n < self.length[b]:
-                        time[b * steps + (self.length[b] - 1 - n if self.seq[d].w.reverse
-                                          else n)] = t
+                        time[first[self.length[b] - 1 - n if reverse else n] + b] = t
                     n += 1
             if n != self.length[b]:
                 raise ValueError(f"lengths: expected those of mask, {n}, got {self.length[b]}")
@@ -212,26 +293,20 @@ cdef class Call:
         cdef Py_ssize_t step = view.outer // self.level.itemsize
         return -step if self.seq[d].w.reverse and self.seq[d].time == NULL else step
 
-    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view, starts, str name,
-                           bint at_zero=False) except NULL:
-        """Elements from the start of a (T, B, ...) array to each sorted row's step 0, or time 0.
+    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view, bint every=False) except NULL:
+        """Elements from the start of a (T, B, ...) array to each sorted row's step 0.
 
-        With `starts` it is a (sum of T, 1, ...) array in which the rows follow each other.
+        Of y with `every` k-th output: to its first one in time.
         """
-        cdef Py_ssize_t b, rows = self.seq[0].rows, total = cnp.PyArray_DIM(self.x, 0)
-        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(rows, sizeof(Py_ssize_t))
-        cdef const cnp.int64_t[::1] first
-        cdef bint back = self.seq[d].w.reverse and self.seq[d].time == NULL and not at_zero
-        if starts is None:
+        cdef Py_ssize_t b, rows = self.seq[0].rows
+        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(max(1, rows), sizeof(Py_ssize_t))
+        cdef Py_ssize_t *start = self.y_start if every else self.start
+        cdef bint back = self.seq[d].w.reverse and self.seq[d].time == NULL and not every
+        if start == NULL:
             self.place_rows(at, view, back)
             return at
-        first = starts
-        if first.shape[0] != rows:
-            raise ValueError(f"{name}: expected {rows} values, got {first.shape[0]}")
         for b in range(rows):
-            if not 0 <= first[self.row[b]] <= total - self.length[b]:
-                raise ValueError(f"{name}: expected rows within {total} steps")
-            at[b] = first[self.row[b]] * view.outer
+            at[b] = start[b] * view.outer + self.column[b] * view.inner
         self.count_elements(at, view, back)
         return at
 
@@ -261,6 +336,9 @@ cdef class Call:
                 outer = 0
                 for b in range(s.rows):
                     outer += self.length[b] // s.every
+                for b in range(s.rows):
+                    if self.y_start[b] + self.length[b] // s.every > outer:
+                        raise ValueError(f"y_starts: expected outputs within {outer}")
         look(view, array, self.level.itemsize, outer, inner, self.directions * s.w.outputs, name,
              written)
         return 0
@@ -270,10 +348,7 @@ cdef class Call:
         """Where one direction's y or dy is."""
         cdef Sequence *s = &self.seq[d]
         base[0] = view.data + d * s.w.outputs * self.level.itemsize
-        starts = None if self.extras is None else self.extras.starts
-        if s.pick == EVERY:
-            starts = self.extras.y_starts
-        row[0] = self.place(d, view, starts, "y_starts", s.pick == EVERY)
+        row[0] = self.place(d, view, s.pick == EVERY)
         step[0] = view.outer // self.level.itemsize if s.pick == EVERY else self.stride(d, view)
         return 0
 
@@ -288,7 +363,7 @@ cdef class Call:
         return 0
 
     cdef void take_rows(self, void *base, View *view, Py_ssize_t index, Py_ssize_t size) noexcept:
-        """Those at `index` of the first axis; no data are zeros."""
+        """Sorted and padded rows from index `index` of the first axis; no data are zeros."""
         cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
         cdef Py_ssize_t rows = self.seq[0].rows
         cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
@@ -298,21 +373,24 @@ cdef class Call:
                    view.data + index * view.outer + self.row[b] * view.inner, size * itemsize)
 
     cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, Py_ssize_t size, str name,
-                           Py_ssize_t ring) except -1:
-        """The reverse, from slot `length & ring` of each row."""
+                           bint final) except -1:
+        """Rows in the caller's order into a (D, B, size) array, `final` states or plain rows."""
         cdef View view
         look(&view, array, self.level.itemsize, self.directions, self.seq[d].rows, size, name, True)
-        self.give_rows(base, &view, d, size, ring)
+        self.give_rows(base, &view, d, size, final)
         return 0
 
     cdef void give_rows(self, void *base, View *view, Py_ssize_t index, Py_ssize_t size,
-                        Py_ssize_t ring) noexcept:
+                        bint final) noexcept:
+        """Rows in the caller's order; a `final` state is that before a step the row has not."""
+        cdef Sequence *s = &self.seq[0]
         cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, b
         cdef Py_ssize_t rows = self.seq[0].rows
         cdef Py_ssize_t width = (size + lanes - 1) // lanes * lanes * itemsize
         for b in range(rows):
             memcpy(view.data + index * view.outer + self.row[b] * view.inner,
-                   <char *>base + ((self.length[b] & ring) * rows + b) * width, size * itemsize)
+                   <char *>base + ((s.state_at[self.length[b]] if final else 0) + b) * width,
+                   size * itemsize)
 
     cdef int checkpoint(self, Py_ssize_t step, bint restore) except -1:
         """Save the states before `step`, or bring them back into slot 0."""
@@ -328,14 +406,9 @@ cdef class Call:
     cdef void swap(self, Py_ssize_t d, void *states, char *saved, Py_ssize_t step,
                    Py_ssize_t width, bint restore) noexcept:
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t b
         saved += step // self.window * s.rows * width
-        if restore:
-            memcpy(states, saved, s.rows * width)
-            return
-        for b in range(s.rows):
-            memcpy(saved + b * width,
-                   <char *>states + ((step & s.ring) * s.rows + b) * width, width)
+        states = <char *>states + s.state_at[step] * width
+        memcpy(states if restore else saved, saved if restore else states, s.rows * width)
 
     cdef Call again(self, dy, list dx, double clip_step):
         """A copy for one backward pass, with gradients where the outputs were."""
@@ -343,8 +416,11 @@ cdef class Call:
         cdef Py_ssize_t d
         cdef Sequence *s
         call.arena, call.sums, call.weights = Arena(), Arena(), self.weights
+        call.arena.counting = call.sums.counting = self.arena.counting
         call.directions, call.level = self.directions, self.level
         call.row, call.length, call.x, call.extras = self.row, self.length, self.x, self.extras
+        call.start, call.column, call.y_start = self.start, self.column, self.y_start
+        call.running, call.entries, call.whole = self.running, self.entries, self.whole
         call.window, call.forward_call = self.window, self
         for d in range(self.directions):
             call.seq[d] = self.seq[d]
@@ -353,9 +429,11 @@ cdef class Call:
             s.y, s.best, s.pooled, s.clip_step = NULL, s.pooled, NULL, clip_step
             s.plain = s.plain and clip_step == 0
             if self.window:
+                s.state_at = <Py_ssize_t *>call.arena.room(s.steps + 1, sizeof(Py_ssize_t))
                 call.make_room(d, True, self.window)
             call.make_gradient_room(d)
-            call.look_gradients(d, dy, dx[d])
+            if not call.arena.counting:
+                call.look_gradients(d, dy, dx[d])
         return call
 
     cdef int make_gradient_room(self, Py_ssize_t d) except -1:
@@ -393,19 +471,20 @@ cdef class Call:
             s.d_single = self.sums.room(s.w.singles, width, True)
         return 0
 
-    cdef void *room_for_copies(self, Py_ssize_t d, Py_ssize_t blocks) except NULL:
+    cdef void *room_for_copies(self, Py_ssize_t d, Py_ssize_t blocks) except? NULL:
         return self.arena.room(times(self.seq[d].entries, (blocks + SLAB - 1) // SLAB * SLAB),
                                self.level.lanes * self.level.itemsize)
 
     cdef int look_gradients(self, Py_ssize_t d, dy, dx) except -1:
         cdef Sequence *s = &self.seq[d]
         cdef View view
-        starts = None if self.extras is None else self.extras.starts
         look(&view, dx, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
              cnp.PyArray_DIM(self.x, 1), s.w.inputs, "dx", True)
-        s.dx, s.dx_row = view.data, self.place(d, &view, starts, "starts")
+        s.dx, s.dx_row = view.data, self.place(d, &view)
         s.dx_step = self.stride(d, &view)
         if dy is None:
+            return 0
+        if s.pick == FINAL:
             return 0
         if s.pick > EVERY:
             s.d_pooled = self.arena.room(
@@ -464,8 +543,8 @@ cdef class Call:
         -------
         tuple
             Activated slots (entries, S, H), the slot at which pre-activations start (0: not
-            recorded), c after each entry (entries, H) or None, h likewise (entries, P), time and
-            row of each entry in the caller's batch.
+            recorded), c after each entry (entries, H) or None, h after each entry (entries, P),
+            time and row of each entry in the caller's batch.
         """
         if not 0 <= d < self.directions or self.seq[d].tape == NULL or self.arena is None:
             raise ValueError(f"d: expected a direction with a tape, got {d}")
@@ -481,9 +560,12 @@ cdef class Call:
         cdef Py_ssize_t *at = <Py_ssize_t *>cnp.PyArray_DATA(where)
         for t in range(s.steps):
             for b in range(s.active[t]):
-                at[2 * e] = s.time[b * s.steps + t] if s.time != NULL \
+                at[2 * e] = s.time[e] if s.time != NULL \
                     else self.length[b] - 1 - t if s.w.reverse else t
                 at[2 * e + 1] = self.row[b]
+                if self.start != NULL:
+                    at[2 * e] += self.start[b]
+                    at[2 * e + 1] = self.column[b]
                 e += 1
         n = s.w.hidden
         slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, s.w.blocks * lanes)
@@ -498,7 +580,7 @@ cdef class Call:
         found = empty(1, s.first[s.steps], width, self.level.itemsize)
         for t in range(s.steps):
             memcpy(cnp.PyArray_BYTES(found) + s.first[t] * size,
-                   <char *>states + (t + 1) * s.rows * size, s.active[t] * size)
+                   <char *>states + s.state_at[t + 1] * size, s.active[t] * size)
         return found[0]
 
     cdef Py_ssize_t work(self):
@@ -507,5 +589,28 @@ cdef class Call:
         cdef double n = w.gates * w.inputs + w.h_products * w.h_gates * w.outputs
         if w.w_2 != NULL:
             n += w.outputs
-        n *= <double>self.directions * self.seq[0].first[self.seq[0].steps] * w.hidden
+        n *= <double>self.directions * self.entries * w.hidden
         return <Py_ssize_t>min(n, 1e18)
+
+
+cdef Call counted_call(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, extras):
+    """A call over whole rows whose memory is only counted."""
+    cdef Call call = Call.__new__(Call)
+    cdef Py_ssize_t d
+    call.begin(weights, steps, rows, taped, extras, Arena(True))
+    call.order_rows(None)
+    if extras is not None:
+        call.read_extras(taped)
+    for d in range(call.directions):
+        call.arena.room(max(1, rows), sizeof(Py_ssize_t))    # where rows are in x
+        call.make_room(d, taped and call.window == 0, steps)
+    return call
+
+
+cdef object expect_rows(str name, values, Py_ssize_t rows):
+    """Check one value for each row, of which a copy is used; None is none."""
+    if values is None:
+        return None
+    if values.shape != (rows,):
+        raise ValueError(f"{name}: expected {rows} values, got {values.shape}")
+    return values.copy()

@@ -26,6 +26,7 @@ ctypedef enum Pick:
     LAST
     MEAN
     MAX
+    FINAL       # none: the state after the last step read, of each direction
 
 cdef extern from "activations.h":
     ctypedef struct Activation:
@@ -94,9 +95,9 @@ ctypedef struct Sequence:
     Py_ssize_t *active      # (steps) rows running
     Py_ssize_t *first       # (steps + 1) running sum of active: index of (step, row 0) in the tape
     Py_ssize_t *length      # (rows)
-    Py_ssize_t *time        # (rows, steps) time of each step of each row if masked, otherwise NULL
+    Py_ssize_t *time        # (entries) time of each step from the row's start, if masked, or NULL
     Py_ssize_t *x_row       # (rows) elements from x to a row's step 0 (masked: time 0)
-    Py_ssize_t *y_row       # (rows) likewise in y
+    Py_ssize_t *y_row       # (rows) elements from y to a row's step 0 (masked: time 0)
     Py_ssize_t x_step       # elements from step to step in x, negative in reverse unless masked
     Py_ssize_t y_step
     void *x
@@ -104,9 +105,11 @@ ctypedef struct Sequence:
     Pick pick
     Py_ssize_t every        # EVERY: outputs k - 1, 2 k - 1, ... in time; y_row is at time 0 then
     void *pooled            # OUT (rows, out_blocks * lanes) for LAST, MEAN, MAX; may be NULL
-    # State (slots, rows, blocks * lanes): slot `(step - base) & ring` holds the state before
-    # `step`; ring is 1 to keep two slots, -1 to keep all from step `base` on for the tape.
-    Py_ssize_t ring
+    void *pooled_rest       # (rows, out_blocks * lanes) MEAN: what rounding has taken off the sum
+    # States are rows of blocks * lanes; that of row r before `step` is row state_at[step] + r. In
+    # inference two places take turns. The tape, which begins at step `base`, has all: first those
+    # before `base`, then those after each entry.
+    Py_ssize_t *state_at    # (steps + 1)
     Py_ssize_t base
     void *h
     void *c                 # LSTM only

@@ -4,11 +4,17 @@
 #define CYLSTM_MACHINE_H
 
 #include <pthread.h>
+#include <sched.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -68,13 +74,41 @@ static inline void fp_restore(FpMode before) { (void)before; }
 #endif
 
 /* Memory of calls. A training step allocates and frees megabytes, and new pages cost some ten
- * percent of it, so freed blocks wait for the next call, a bounded amount of them; large ones lie on
- * huge pages where the system has them. A lock that is taken (or was, when the process forked) is
- * not waited for. */
+ * percent of it, so freed blocks wait for the next call, a bounded amount of them, the newest; large
+ * ones lie on huge pages where the system has them. A lock that is taken is not waited for.
+ *
+ * CYLSTM_EXACT_MEMORY is a test build in which nothing is kept, every piece is an allocation of its
+ * own size, and memory is NaN before its first and after its last use. */
+#ifdef CYLSTM_EXACT_MEMORY
+enum { EXACT_MEMORY = 1 };
+static inline void *allocate(size_t *size) {
+    void *found = NULL;
+    if (posix_memalign(&found, 64, *size)) return NULL;
+    return memset(found, 0xff, *size);
+}
+static inline void release(void *block, size_t size) {
+    memset(block, 0xff, size);
+    free(block);
+}
+static inline void forget_kept_blocks(void) {}
+#else
+enum { EXACT_MEMORY = 0 };
 enum { KEPT_BLOCKS = 16, KEPT_BYTES = 64 << 20, KEPT_LEAST = 16 << 10 };
+typedef struct {
+    void *block;        /* NULL: an empty place */
+    size_t size;
+    uint64_t number;    /* the older, the smaller */
+} Kept;
 static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct { void *block; size_t size; } kept[KEPT_BLOCKS];
+static Kept kept[KEPT_BLOCKS];
 static size_t kept_bytes = 0;
+
+/* In a forked child: another thread may have held the lock, in the middle of a change. */
+static inline void forget_kept_blocks(void) {
+    memset(kept, 0, sizeof kept);
+    kept_bytes = 0;
+    pthread_mutex_init(&kept_lock, NULL);
+}
 
 /* At least *size bytes on a cache line, or NULL; *size becomes what release() must be told. */
 static inline void *allocate(size_t *size) {
@@ -99,30 +133,55 @@ static inline void *allocate(size_t *size) {
     return found;
 }
 
+/* The place that is empty, or whose block has waited longest. */
+static inline Kept *next_place(int full) {
+    Kept *best = NULL;
+    for (int i = 0; i < KEPT_BLOCKS; i++) {
+        if (!kept[i].block && !full) return &kept[i];
+        if (kept[i].block && (!best || kept[i].number < best->number)) best = &kept[i];
+    }
+    return best;
+}
+
 static inline void release(void *block, size_t size) {
-    static int next = 0;
-    void *oldest = block;
+    static uint64_t number = 0;
+    void *unwanted[KEPT_BLOCKS + 1] = {block};
+    int n = 1;
     if (size >= KEPT_LEAST && size <= KEPT_BYTES / 2 && pthread_mutex_trylock(&kept_lock) == 0) {
-        int slot = next;
-        for (int i = 0; i < KEPT_BLOCKS && kept[slot].block; i++) slot = (next + i) % KEPT_BLOCKS;
-        oldest = kept[slot].block;
-        if (oldest) {
-            kept_bytes -= kept[slot].size;
-            next = (slot + 1) % KEPT_BLOCKS;
+        n = 0;
+        for (Kept *old; kept_bytes + size > KEPT_BYTES && (old = next_place(1)); old->block = NULL) {
+            unwanted[n++] = old->block;
+            kept_bytes -= old->size;
         }
-        kept[slot].block = block;
-        kept[slot].size = size;
+        Kept *place = next_place(0);
+        if (place->block) {
+            unwanted[n++] = place->block;
+            kept_bytes -= place->size;
+        }
+        *place = (Kept){block, size, ++number};
         kept_bytes += size;
-        for (int i = 1; kept_bytes > KEPT_BYTES; i++) {
-            const int old = (slot + i) % KEPT_BLOCKS;
-            if (!kept[old].block) continue;
-            free(kept[old].block);
-            kept[old].block = NULL;
-            kept_bytes -= kept[old].size;
-        }
         pthread_mutex_unlock(&kept_lock);
     }
-    free(oldest);
+    while (n > 0) free(unwanted[--n]);
+}
+#endif
+
+/* Whether this is the thread that Python runs signal handlers in. */
+static inline int in_main_thread(void) {
+#ifdef __linux__
+    return syscall(SYS_gettid) == getpid();
+#else
+    return 1;
+#endif
+}
+
+/* Processors that this thread may use, or 0 if that is not known. */
+static inline int affinity_cpus(void) {
+#ifdef __linux__
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
+#endif
+    return 0;
 }
 
 static inline double seconds(void) {

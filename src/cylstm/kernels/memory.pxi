@@ -10,38 +10,54 @@ cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Arena:
-    """Memory in cache lines of its own, freed with its owner; small pieces share a block."""
+    """Memory in cache lines of its own, freed with its owner; small pieces share a block.
+
+    With `counting` it only counts: what it returns is not memory.
+    """
     cdef list blocks
     cdef char *free_from
     cdef Py_ssize_t free_size
     cdef Py_ssize_t total   # bytes of all blocks
+    cdef bint counting
 
-    def __cinit__(self):
+    def __cinit__(self, bint counting=False):
         self.blocks = []
         self.free_size = self.total = 0
+        self.free_from = NULL
+        self.counting = counting
 
-    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except NULL:
-        """`count` times `size` bytes."""
-        cdef Py_ssize_t needed = (times(count, size) + 127) & ~<Py_ssize_t>63
+    cdef void *room(self, Py_ssize_t count, Py_ssize_t size, bint zero=False) except? NULL:
+        """`count` times `size` bytes; NULL if counting."""
+        cdef Py_ssize_t needed = times(count, size), block = needed
         cdef void *piece
-        cdef size_t size_got = max(needed, SMALL_BLOCK)
-        if needed > self.free_size:
-            self.free_size = 0
-            self.free_from = <char *>allocate(&size_got)
-            if self.free_from == NULL:
-                raise MemoryError(f"cannot allocate {needed} bytes")
-            block = PyCapsule_New(self.free_from, "cylstm.block", free_block)
-            PyCapsule_SetContext(block, <void *>size_got)
-            self.blocks.append(block)
-            # A block used before may be larger, but what a call needs is the same every time.
-            self.free_size = max(needed, SMALL_BLOCK)
-            self.total += self.free_size
+        if not EXACT_MEMORY:
+            needed = (times(count, size) + 127) & ~<Py_ssize_t>63
+            block = max(needed, SMALL_BLOCK)
+        if needed > self.free_size or EXACT_MEMORY:
+            self.add_block(block)
+        self.free_size -= needed
+        if self.counting:
+            return NULL
         piece = self.free_from
         self.free_from += needed
-        self.free_size -= needed
         if zero:
             memset(piece, 0, needed)
         return piece
+
+    cdef int add_block(self, Py_ssize_t size) except -1:
+        cdef size_t size_got = max(size, 1)
+        self.free_size = 0
+        if not self.counting:
+            self.free_from = <char *>allocate(&size_got)
+            if self.free_from == NULL:
+                raise MemoryError(f"cannot allocate {size} bytes")
+            block = PyCapsule_New(self.free_from, "cylstm.block", free_block)
+            PyCapsule_SetContext(block, <void *>size_got)
+            self.blocks.append(block)
+        # A block used before may be larger, but what a call needs is the same every time.
+        self.free_size = size
+        self.total += size
+        return 0
 
 
 cdef void free_block(object capsule) noexcept:
@@ -107,7 +123,7 @@ cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize
 
 cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
                       Py_ssize_t d2, Py_ssize_t itemsize):
-    """A new one."""
+    """Make an array that `as_made` accepts, without values."""
     cdef cnp.npy_intp shape[3]
     shape[0], shape[1] = (d1, d0) if inner_first else (d0, d1)
     shape[ndim - 1] = d2
@@ -119,3 +135,10 @@ cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t 
 cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
     cdef View view
     return made(&view, 3, False, d0, d1, d2, itemsize)
+
+
+cdef cnp.ndarray zeros(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
+    """An array whose pages cost nothing until they are written."""
+    cdef cnp.npy_intp shape[3]
+    shape[0], shape[1], shape[2] = d0, d1, d2
+    return cnp.PyArray_ZEROS(3, shape, type_of(itemsize), 0)

@@ -381,16 +381,16 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
                          Py_ssize_t entry1) noexcept nogil:
     """dx = d_x W_ih for some entries of the chunk."""
     cdef Py_ssize_t depth = s.w.blocks * s.w.gates * LANES, width = s.w.in_blocks * LANES
-    cdef Py_ssize_t n = 0, step, row, entry
+    cdef Py_ssize_t n = 0, step = p.step0, row, entry
     for entry in range(entry0, entry1):
         p.a[n] = <real *>s.d_x + entry * depth
         p.out[n] = <real *>s.dx_copy + entry * width
         n += 1
     product(<const real **>p.a, 1, <real **>p.out, 0, LANES, n, depth, <real *>s.w.w_ih_t,
             depth * LANES, 1, s.w.in_blocks, zeros, 0)
-    for step in range(p.step0, p.step1):
-        for row in range(s.active[step]):
-            entry = entry_of(s, p, step, row)
-            if entry0 <= entry < entry1:
-                memcpy(<real *>s.dx + s.dx_row[row] + when(s, step, row) * s.dx_step,
-                       <real *>s.dx_copy + entry * width, s.w.inputs * sizeof(real))
+    for entry in range(entry0, entry1):
+        while s.first[step + 1] - p.origin <= entry:
+            step += 1
+        row = entry - (s.first[step] - p.origin)
+        memcpy(<real *>s.dx + s.dx_row[row] + when(s, step, row) * s.dx_step,
+               <real *>s.dx_copy + entry * width, s.w.inputs * sizeof(real))

@@ -5,17 +5,17 @@ layer over a batch; kept, it is the tape of that pass. Sizes are checked again h
 arithmetic, whatever the Python face has checked before.
 """
 
-from _thread import allocate_lock
-
 cimport cython
 cimport numpy as cnp
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.pycapsule cimport (
     PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
 )
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
-    Level, Part, Sequence, Weights,
+    ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB,
+    Activation, Level, Part, Sequence, Weights,
 )
 
 cnp.import_array()
@@ -30,24 +30,48 @@ cdef extern from "machine.h" nogil:
     FpMode fp_flush()
     void fp_restore(FpMode before)
     double seconds()
+    bint in_main_thread()
+    int affinity_cpus()
+    const bint EXACT_MEMORY
     void *allocate(size_t *size)
     void release(void *block, size_t size)
 
+cdef extern from "chaos.h" nogil:
+    const bint HAS_CHAOS
+    const int CHAOS_POINTS
+    void set_chaos "chaos"(unsigned long seed)
+    long chaos_count(int point)
+
 cdef extern from "team.h" nogil:
+    ctypedef enum JobState:
+        IDLE
+        RUNNING
+        ABANDONED
     ctypedef struct Job:
         void (*work)(Job *job, Py_ssize_t rank) noexcept nogil
+        JobState state
+    void job_begin(Job *job, void *owner)
     Py_ssize_t hire(Job *job, Py_ssize_t wanted)
     void assemble(Job *job, Py_ssize_t expected)
-    Py_ssize_t assembled(Job *job)
+    Py_ssize_t assembled(Job *job, Py_ssize_t rank)
     bint dismiss(Job *job, bint leave_behind)
-    bint all_left(Job *job)
-    ctypedef struct Team:
+    void *job_reap()
+    ctypedef struct Flag:
         pass
+    bint flag_of(Flag *flag)
+    void raise_flag(Flag *flag)
+    void lower_flag(Flag *flag)
+    ctypedef struct Shared:
+        pass
+    Py_ssize_t told(Shared *at)
+    void tell(Shared *at, Py_ssize_t value)
     ctypedef struct Piece:
         pass
-    Py_ssize_t take_piece(Piece *pieces, Py_ssize_t n, Py_ssize_t stints)
-    Py_ssize_t stint_of(Piece *piece)
-    void leave_piece(Piece *piece)
+    Py_ssize_t take_piece(Piece *pieces, Py_ssize_t n, Py_ssize_t end, Flag *paused)
+    Py_ssize_t piece_step(Piece *piece)
+    void leave_piece(Piece *piece, Py_ssize_t step)
+    ctypedef struct Team:
+        pass
     ctypedef enum Meeting:
         MET
         LATE
@@ -56,6 +80,8 @@ cdef extern from "team.h" nogil:
     void team_init(Team *team)
     Meeting team_meet(Team *team, Py_ssize_t size, double patience, bint give_up)
     Py_ssize_t team_claim(Team *team)
+    bint is_crowded()
+    void note_crowd(bint crowded)
     void watch_forks()
 
 cdef extern from "activations.h":
@@ -87,13 +113,11 @@ cdef extern from * nogil:
     #define WEIGHT_BYTES 150e9
     #define SERIAL_STEP 100000
     /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
-     * running, and how long calls then stay on one thread: short after the first time, as another
-     * library's pool may just be going to sleep, and twice as long each time that a try fails. */
+     * running; and before a leader who can do without a thread goes on alone. */
     #define PATIENCE 300e-6
-    /* Likewise before a leader who can do without a thread goes on alone. */
     #define SHORT_PATIENCE 20e-6
-    #define CROWDED_LEAST 1e-3
-    #define CROWDED_MOST 8e-3
+    /* How often Python's signal handlers may run. */
+    #define SIGNAL_SECONDS 0.1
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     /* Memory of a layer's last call that may be kept to run it again. */
@@ -116,8 +140,7 @@ cdef extern from * nogil:
     const Py_ssize_t AGAIN_BYTES
     const double PATIENCE
     const double SHORT_PATIENCE
-    const double CROWDED_LEAST
-    const double CROWDED_MOST
+    const double SIGNAL_SECONDS
     bint __builtin_mul_overflow(Py_ssize_t a, Py_ssize_t b, Py_ssize_t *product)
 
 watch_forks()
@@ -145,6 +168,18 @@ def cpu_levels():
 def openmp_max_threads():
     """Return the OpenMP runtime's own limit, which threadpoolctl and OMP_NUM_THREADS set."""
     return omp_get_max_threads()
+
+
+def affinity_count():
+    """Return how many processors the calling thread may use, 0 where the system does not tell."""
+    return affinity_cpus()
+
+
+if HAS_CHAOS:
+    def chaos(unsigned long seed):
+        """Delay hand-overs between threads as the seed says, 0: not at all; how often each came."""
+        set_chaos(seed)
+        return [chaos_count(point) for point in range(CHAOS_POINTS)]
 
 
 include "memory.pxi"
@@ -176,7 +211,7 @@ cdef Py_ssize_t least_rows(Call call) noexcept:
 
 cdef Py_ssize_t row_groups(Call call, Py_ssize_t threads):
     """Groups of rows for threads to claim; 0 if they had better share rows and own blocks."""
-    cdef Py_ssize_t rows = call.seq[0].active[0], directions = call.directions
+    cdef Py_ssize_t rows = call.running, directions = call.directions
     cdef Py_ssize_t groups = max(1, (rows + GROUP_ROWS - 1) // GROUP_ROWS)
     if threads == 1:
         return groups
@@ -204,15 +239,10 @@ cdef int team_size(Call call, int threads):
         return 1
     if row_groups(call, threads) == 0 and call.work() < SERIAL_STEP * call.seq[0].steps:
         return 1
-    return 1 if seconds() < crowded_until else threads
+    return 1 if is_crowded() else threads
 
 
 include "timeloop.pxi"
-
-
-def left_behind_count():
-    """How many calls have gone on without a thread that had lost its processor."""
-    return n_left_behind
 
 
 def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bint taped,
@@ -252,13 +282,16 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
     expect("initial", initial, 2 if packed.w.cell == LSTM else 1)
     cdef Call call = Call(weights, x, lengths, taped, extras)
     s = &call.seq[0]
-    if s.pooled == NULL:
+    cdef Py_ssize_t frames = cnp.PyArray_DIM(x, 0), width = cnp.PyArray_DIM(x, 1)
+    cdef bint by_step = s.pick <= EVERY, sparse = y is None and 2 * call.entries < frames * width
+    if by_step:
         if y is None:
-            y = empty(cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), directions * outputs, itemsize)
+            y = (zeros(frames, width, directions * outputs, itemsize) if sparse
+                 else empty(frames, width, directions * outputs, itemsize))
         call.look_outputs(y, "y", True, &view)
     for d in range(directions):
         s = &call.seq[d]
-        if s.pooled == NULL:
+        if by_step:
             call.outputs_at(d, &view, &s.y, &s.y_row, &s.y_step)
         call.copy_rows_in(d, s.h, initial[0], outputs, "initial h")
         if s.c != NULL:
@@ -270,13 +303,15 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
         y = empty(directions, s.rows, outputs, itemsize)
     for d in range(directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.h, h, outputs, "final h", s.ring)
+        call.copy_rows_out(d, s.h, h, outputs, "final h", True)
         if c is not None:
-            call.copy_rows_out(d, s.c, c, s.w.hidden, "final c", s.ring)
+            call.copy_rows_out(d, s.c, c, s.w.hidden, "final c", True)
         if s.pooled != NULL:
-            call.copy_rows_out(d, s.pooled, y, outputs, "y", 0)
-    if s.pooled == NULL and lengths is not None and (extras is None or extras.starts is None):
-        clear_unread(call, &view, None if extras is None else extras.mask)
+            call.copy_rows_out(d, s.pooled, y, outputs, "y", False)
+    if s.pick == FINAL:
+        y = h.copy()
+    elif by_step and not call.whole and not sparse and call.start == NULL:
+        clear_unread(call, &view)
     return y, ((h,) if c is None else (h, c)), call
 
 
@@ -286,32 +321,52 @@ cdef int run_forward(Call call, int threads) except -1:
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t step = 0
     cdef int team = team_size(call, threads)
+    cdef Clock clock = Clock(-1)
     if s.steps == 0 or s.rows == 0:
         return 0
-    run = plan_forward(call, team)
+    run = new_run(call)
+    plan_forward(run, call, team)
     call.team = team
     while step < s.steps:
         run.step0, run.step1 = step, s.steps
         if call.window:
             call.checkpoint(step, False)
             run.step1 = min(s.steps, step + call.window)
-        go(run, call, team)
+        go(run, call, team, &clock)
         step = run.step1
     return 0
 
 
-cdef int clear_unread(Call call, View *y, mask) except -1:
-    """Outputs of steps that are not read are 0."""
+cdef int clear_unread(Call call, View *y) except -1:
+    """Outputs of steps that are not read are 0: one sweep through them in order of memory."""
     cdef Sequence *s = &call.seq[0]
-    cdef Py_ssize_t width = call.directions * s.w.outputs * call.level.itemsize, b, t
-    cdef Py_ssize_t every = s.every if s.pick == EVERY else 1
+    cdef Py_ssize_t width = call.directions * s.w.outputs * call.level.itemsize, i, j, b, t
+    cdef Py_ssize_t every = s.every if s.pick == EVERY else 1, outputs = s.steps // every
+    cdef bint rows_first = y.inner > y.outer, unread
     cdef const cnp.uint8_t[:, ::1] valid
+    cdef Arena scratch = Arena()
+    cdef Py_ssize_t *length = <Py_ssize_t *>scratch.room(s.rows, sizeof(Py_ssize_t))
+    cdef char *at
+    cdef char *begin = y.data
+    cdef char *end = y.data
+    mask = None if call.extras is None else call.extras.mask
     if mask is not None:
         valid = mask
     for b in range(s.rows):
-        for t in range(0 if mask is not None else call.length[b], s.steps):
-            if (t + 1) % every == 0 and (mask is None or not valid[t, call.row[b]]):
-                memset(y.data + t // every * y.outer + call.row[b] * y.inner, 0, width)
+        length[call.row[b]] = call.length[b]
+    for i in range(s.rows if rows_first else outputs):
+        for j in range(outputs if rows_first else s.rows):
+            b, t = (i, j) if rows_first else (j, i)
+            unread = (t + 1) * every > length[b] if mask is None \
+                else not valid[(t + 1) * every - 1, b]
+            if not unread:
+                continue
+            at = y.data + t * y.outer + b * y.inner
+            if at != end:
+                memset(begin, 0, end - begin)
+                begin = at
+            end = at + width
+    memset(begin, 0, end - begin)
     return 0
 
 
@@ -340,10 +395,14 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double 
     """
     cdef Py_ssize_t d
     cdef Sequence *s = &tape.seq[0]
+    cdef View view
     if tape.level == NULL or tape.arena is None or (s.tape == NULL and tape.window == 0):
         raise ValueError("tape: expected a call that kept one")
     expect("dfinal", dfinal, 2 if tape.seq[0].c != NULL else 1)
     expect("dx", dx, tape.directions)
+    if s.pick == FINAL and dy is not None:
+        look(&view, dy, tape.level.itemsize, tape.directions, s.rows, s.w.outputs, "dy")
+        dfinal = (dy if dfinal[0] is None else dfinal[0] + dy, *dfinal[1:])
     cdef Call call = tape.again(dy, dx, clip_step)
     for d in range(call.directions):
         s = &call.seq[d]
@@ -355,9 +414,9 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double 
     dc = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize) if s.c != NULL else None
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.dh, dh, s.w.outputs, "initial dh", 0)
+        call.copy_rows_out(d, s.dh, dh, s.w.outputs, "initial dh", False)
         if dc is not None:
-            call.copy_rows_out(d, s.dc, dc, s.w.hidden, "initial dc", 0)
+            call.copy_rows_out(d, s.dc, dc, s.w.hidden, "initial dc", False)
     call.arena = None   # only the sums are needed from here on
     return (dh,) if dc is None else (dh, dc), call
 
@@ -386,7 +445,7 @@ def add_gradients(list calls, list gradients):
             # Without a single step nothing has been summed.
             for d in range(call.directions):
                 call.add_gradients(d, gradients[i][d],
-                                   look_only or call.seq[d].first[call.seq[d].steps] == 0)
+                                   look_only or call.entries == 0)
 
 
 cdef int run_backward(Call call, int threads) except -1:
@@ -396,22 +455,25 @@ cdef int run_backward(Call call, int threads) except -1:
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t window = call.window if call.window else max(1, s.steps), step, d
     cdef int team = team_size(call, threads)
+    cdef Clock clock = Clock(-1)
     if s.steps == 0 or s.rows == 0:
         return 0
     if call.window:
-        forward_run = plan_forward(call, team)
-    run = plan_backward(call, team)
+        forward_run = new_run(call)
+        plan_forward(forward_run, call, team)
+    run = new_run(call)
+    plan_backward(run, call, team)
     step = s.steps
     while step > 0:
         step = (step - 1) // window * window
         run.step0, run.step1 = step, min(s.steps, step + window)
         if call.window:
             for d in range(call.directions):
-                call.seq[d].base = step
+                call.place_states(d, step, run.step1, True)
             call.checkpoint(step, True)
             forward_run.step0, forward_run.step1 = run.step0, run.step1
-            go(forward_run, call, team)
-        go(run, call, team)
+            go(forward_run, call, team, &clock)
+        go(run, call, team, &clock)
     return 0
 
 
@@ -420,9 +482,9 @@ include "stack.pxi"
 
 def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,
               extras=None):
-    """Bytes that `forward`, and after it `backward`, allocate beside what they return.
+    """Bytes that `forward`, and after it `backward`, allocate in addition to what they return.
 
-    Found by allocating them, untouched.
+    Found by planning the calls without allocating anything.
 
     Returns
     -------
@@ -430,18 +492,29 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
         The first lives as long as the tape if `taped`; the others are 0 unless `taped`, and the
         last lives until `add_gradients`.
     """
-    cdef Packed packed = packed_of(weights, 0)
-    cdef Py_ssize_t itemsize = packed.level.itemsize
-    x = empty(steps, rows, packed.w.inputs, itemsize)
-    cdef Call back, call = Call(weights, x, None, taped, extras)
-    plan_forward(call, threads)
+    cdef Run run
+    cdef Call back, call = counted_call(weights, steps, rows, taped, extras)
+    count_plan(&run, call, threads, True)
     if not taped:
         return call.arena.total, 0, 0
-    back = call.again(None, [x] * call.directions, 0)
+    back = call.again(None, [None] * call.directions, 0)
+    for _ in range(back.directions):
+        back.arena.room(max(1, rows), sizeof(Py_ssize_t))    # where rows are in dx
     if back.window:
-        plan_forward(back, threads)
-    plan_backward(back, threads)
+        count_plan(&run, back, threads, True)
+    count_plan(&run, back, threads, False)
     return call.arena.total, back.arena.total, back.sums.total
+
+
+cdef int count_plan(Run *run, Call call, int threads, bint is_forward) except -1:
+    """Count the memory of one run."""
+    call.arena.room(1, sizeof(Run))
+    memset(run, 0, sizeof(Run))
+    if is_forward:
+        plan_forward(run, call, threads)
+    else:
+        plan_backward(run, call, threads)
+    return 0
 
 
 def activation(table, tuple kind, x):

@@ -77,6 +77,7 @@ cdef class Stack:
         cdef Py_ssize_t itemsize, depth, n, ndim
         cdef bint rows_first
         cdef int threads = ANY_NUMBER
+        cdef Clock clock
         if self.calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
             return None
         if not self.small or (num_threads is not None
@@ -99,7 +100,8 @@ cdef class Stack:
                      itemsize)
             call.x = x      # for a thread that is left behind
             take_arrays(call, &given, &found.x, depth)
-            go(<Run *>call.job, call, call.team)
+            clock = Clock(-1)
+            go(<Run *>call.job, call, call.team, &clock)
             give_states(call, &found, depth)
             given.x, x = found.x, y
         if let_go(calls):
@@ -143,7 +145,7 @@ cdef bint let_go(list calls) noexcept:
     """Of the caller's arrays; not if a thread that was left behind may still read them."""
     cdef Call call
     for call in calls:
-        if not all_left(call.job):
+        if call.job.state != IDLE:
             return False
     for call in calls:
         call.x = None
@@ -185,6 +187,6 @@ cdef void give_states(Call call, Arrays *found, Py_ssize_t depth) noexcept:
     cdef Py_ssize_t d, at = depth * call.directions
     for d in range(call.directions):
         s = &call.seq[d]
-        call.give_rows(s.h, &found.h, at + d, s.w.outputs, s.ring)
+        call.give_rows(s.h, &found.h, at + d, s.w.outputs, True)
         if s.c != NULL:
-            call.give_rows(s.c, &found.c, at + d, s.w.hidden, s.ring)
+            call.give_rows(s.c, &found.c, at + d, s.w.hidden, True)

@@ -3,15 +3,13 @@
 cdef inline real *state(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
                         Py_ssize_t block) noexcept nogil:
     """A row's block of h before `step`."""
-    return <real *>s.h + ((((step - s.base) & s.ring) * s.rows + row) * s.w.out_blocks
-                          + block) * LANES
+    return <real *>s.h + ((s.state_at[step] + row) * s.w.out_blocks + block) * LANES
 
 
 cdef inline real *cell_state(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
                              Py_ssize_t block) noexcept nogil:
-    """Likewise of c."""
-    return <real *>s.c + ((((step - s.base) & s.ring) * s.rows + row) * s.w.blocks
-                          + block) * LANES
+    """A row's block of c before `step`."""
+    return <real *>s.c + ((s.state_at[step] + row) * s.w.blocks + block) * LANES
 
 
 cdef inline real *carried_h(const Sequence *s, Py_ssize_t row, Py_ssize_t block) noexcept nogil:
@@ -63,7 +61,7 @@ cdef inline vec fed(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
 
 cdef inline Py_ssize_t when(const Sequence *s, Py_ssize_t step, Py_ssize_t row) noexcept nogil:
     """How many strides from its start a row's step is."""
-    return step if s.time == NULL else s.time[row * s.steps + step]
+    return step if s.time == NULL else s.time[s.first[step] + row]
 
 
 cdef inline Py_ssize_t time_of(const Sequence *s, Py_ssize_t step, Py_ssize_t row) noexcept nogil:
@@ -125,11 +123,23 @@ cdef void pick(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssize_t bl
         if last(s, step, row):
             vstore(at, h)
         return
+    if s.pick == MEAN:
+        add_to_mean(s, at, step, row, block, h)
+        return
     if step > 0:
-        h = vload(at) + h if s.pick == MEAN else vmax(vload(at), h)
-    if s.pick == MEAN and step == s.length[row] - 1:
-        h = h / vset(s.length[row])
+        h = vmax(vload(at), h)
     vstore(at, h)
+
+
+cdef inline void add_to_mean(const Sequence *s, real *at, Py_ssize_t step, Py_ssize_t row,
+                             Py_ssize_t block, vec h) noexcept nogil:
+    """Sum and what its rounding loses (Knuth's two-sum), so that any length is as accurate."""
+    cdef real *rest = <real *>s.pooled_rest + (row * s.w.out_blocks + block) * LANES
+    cdef vec before = vload(at), total = before + h, part = total - before
+    vstore(rest, vload(rest) + ((before - (total - part)) + (h - part)))
+    if step == s.length[row] - 1:
+        total = (total + vload(rest)) / vset(s.length[row])
+    vstore(at, total)
 
 
 cdef vec picked(const Sequence *s, Py_ssize_t step, Py_ssize_t row,

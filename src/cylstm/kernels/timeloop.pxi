@@ -11,16 +11,21 @@
 # leader, which alone gives the caller anything, goes on without a thread that is missing. Where all
 # have to write what is kept (the tape, gradients), the first to notice says so, the leader goes on
 # alone once all have come, and for a while calls stay on one thread.
-
-cdef extern from "Python.h" nogil:
-    # Declared without error return: a pending exception is raised after the region.
-    int PyErr_CheckSignals()
+#
+# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads leave
+# at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in the job
+# when a handler raises, forks or calls the layer. team.h has the protocol.
 
 cdef enum:
     NEVER = 0x40000000
 
+ctypedef struct Clock:
+    # When the leader of a call looks for signals again: 0 for not known, -1 for never asked.
+    double next_look
+
 ctypedef struct Run:
-    # Shared by the threads of one call.
+    # Shared by the threads of one call. Helpers only read what was written while the job was IDLE,
+    # but for what is `Shared` or a `Flag`.
     Job job
     bint is_forward
     Sequence *seq
@@ -35,6 +40,8 @@ ctypedef struct Run:
     Py_ssize_t chunk_steps
     Py_ssize_t step0        # of this run, as are the next; the call may take several
     Py_ssize_t step1
+    Py_ssize_t begin[2]     # where each direction's team goes on; backward: from there downwards
+    Py_ssize_t reached[2]   # up to where it has come, written by its leader alone
     Team team[2]            # of each direction
     char *scratch           # (threads, scratch_size): private
     Py_ssize_t scratch_size
@@ -45,13 +52,13 @@ ctypedef struct Run:
     bint private            # whether such a team, of the only direction, has these of its own:
     Sequence team_seq
     char *team_gates
-    bint left_behind        # a thread that did not come
-    bint interrupted        # a signal has come
-    bint crowded            # a thread was kept from running
-    Py_ssize_t alone[2]     # meeting of a direction's team after which its leader is alone
+    bint left_behind        # a thread that did not come; for the leader
+    Flag paused             # whether all threads are to leave
+    Shared crowded          # whether a thread was kept from running
+    Shared alone[2]         # meeting of a direction's team after which its leader is alone
+    Shared stop[2]          # end of the chunk after which all leave
     double patience         # seconds to wait for a thread that has its processor
-    bint looked             # whether look_for_signals was called before
-    double next_look        # time to ask for signals again, 0 for not known
+    Clock *clock            # the leader's
 
 
 ctypedef struct Member:
@@ -62,31 +69,37 @@ ctypedef struct Member:
     Py_ssize_t meetings
 
 
-# Seconds (monotonic) until which all calls run on one thread, and for how many the next time.
-cdef double crowded_until = 0
-cdef double crowded_for = CROWDED_LEAST
-
-
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
     """Where the share of one of `size` threads begins."""
     return n * rank // size
 
 
-cdef void look_for_signals(Run *run) noexcept nogil:
-    """Ten times a second, let Python see a Ctrl-C; a short run never asks for the time."""
+cdef void look_at_clock(Run *run) noexcept nogil:
+    """Ten times a second the leader asks for a pause; a short run never asks for the time.
+
+    Only in Python's main thread, since the others run no signal handlers.
+    """
+    cdef Clock *clock = run.clock
     cdef double now
-    if not run.looked:
-        run.looked = True
+    if clock.next_look < 0:
+        clock.next_look = 0
         return
     now = seconds()
-    if run.next_look == 0:
-        run.next_look = now + 0.1
-    if now < run.next_look:
+    if clock.next_look == 0:
+        clock.next_look = now + SIGNAL_SECONDS
+    if now < clock.next_look:
         return
-    with gil:
-        if PyErr_CheckSignals() != 0:
-            run.interrupted = True
-    run.next_look = now + 0.1
+    clock.next_look = now + SIGNAL_SECONDS
+    if in_main_thread():
+        raise_flag(&run.paused)
+
+
+cdef void start_chunk(Run *run, Py_ssize_t thread, Member *me, Py_ssize_t end) noexcept nogil:
+    """Where a pause is asked for, the whole team makes one at the end of this chunk."""
+    if thread == 0:
+        look_at_clock(run)
+    if me.rank == 0 and flag_of(&run.paused):
+        tell(&run.stop[me.direction], end)
 
 
 cdef void own_blocks(Sequence *s, Part *p, Member *me) noexcept nogil:
@@ -105,14 +118,14 @@ cdef Meeting meet(Run *run, Sequence *s, Part *p, Member *me) noexcept nogil:
     if me.size == 1:
         return MET
     me.meetings += 1
-    if me.rank == 0 and (run.crowded or run.interrupted):
-        run.alone[me.direction] = me.meetings
+    if me.rank == 0 and told(&run.crowded):
+        tell(&run.alone[me.direction], me.meetings)
     how = team_meet(&run.team[me.direction], me.size, run.patience, run.private and me.rank == 0)
     if how == GIVEN_UP or how == DISMISSED:
         return how
     if how == LATE and not run.private:
-        run.crowded = True
-    if run.alone[me.direction] <= me.meetings:
+        tell(&run.crowded, True)
+    if told(&run.alone[me.direction]) <= me.meetings:
         if me.rank > 0:
             return DISMISSED
         me.size = 1
@@ -140,9 +153,9 @@ cdef bint join(Run *run, Member *me, Py_ssize_t d, Py_ssize_t thread,
     return True
 
 
-cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me, Py_ssize_t step0,
-                       Py_ssize_t step1) noexcept nogil:
-    """Some steps of the part's rows and of the member's blocks."""
+cdef Py_ssize_t forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me, Py_ssize_t step0,
+                             Py_ssize_t step1) noexcept nogil:
+    """Some steps of the part's rows and of the member's blocks; up to where."""
     cdef Sequence *own = &run.seq[me.direction]
     cdef Sequence *s = own
     cdef Py_ssize_t step
@@ -151,29 +164,30 @@ cdef void forward_part(Run *run, Py_ssize_t thread, Part *p, Member *me, Py_ssiz
         s, p.gates = &run.team_seq, run.team_gates
     p.step1 = step0
     while p.step1 < step1 and s.active[p.step1] > p.row0:
+        if p.step1 >= told(&run.stop[me.direction]) or (run.groups and flag_of(&run.paused)):
+            step1 = p.step1
+            break
         p.step0 = p.step1
         p.step1 = min(step1, p.step0 + run.chunk_steps)
-        if thread == 0:
-            look_for_signals(run)
-        if me.size == 1 and run.interrupted:
-            return
+        start_chunk(run, thread, me, p.step1)
         run.level.project(s, p)
         for step in range(p.step0, p.step1):
             how = forward_phases(run, s, p, me, step)
             if how == DISMISSED:
-                return
+                return step
             if how == GIVEN_UP:
                 # Once more from this step on, in memory that a latecomer does not know.
                 s, p.gates, me.size = own, run.gates[0], 1
                 run.left_behind = True
-                copy_states(&run.team_seq, own, run.vector)
+                copy_states(&run.team_seq, own, run.vector, step)
                 own_blocks(s, p, me)
                 p.step1 = step
                 break
             if s != own and me.rank == 0:
                 run.level.publish(own, s, p, step)
     if s != own and me.rank == 0:
-        copy_states(s, own, run.vector)
+        copy_states(s, own, run.vector, step1)
+    return step1
 
 
 cdef Meeting forward_phases(Run *run, Sequence *s, Part *p, Member *me,
@@ -189,44 +203,63 @@ cdef Meeting forward_phases(Run *run, Sequence *s, Part *p, Member *me,
     return MET
 
 
-cdef void copy_states(Sequence *s, Sequence *to, Py_ssize_t vector) noexcept nogil:
-    """Both slots of all rows, as inference keeps them; `vector` in bytes."""
-    memcpy(to.h, s.h, 2 * s.rows * s.w.out_blocks * vector)
+cdef void copy_states(Sequence *s, Sequence *to, Py_ssize_t vector,
+                      Py_ssize_t step) noexcept nogil:
+    """States before `step`, and of rows that have ended before; `vector` in bytes.
+
+    The place of states after `step` is not read where a latecomer may be writing.
+    """
+    copy_place(s, to, vector, s.state_at[step], 0)
+    copy_place(s, to, vector, s.rows - s.state_at[step], s.active[step])
+
+
+cdef void copy_place(Sequence *s, Sequence *to, Py_ssize_t vector, Py_ssize_t place,
+                     Py_ssize_t row) noexcept nogil:
+    """States of the rows from `row` on in one of the two places."""
+    cdef Py_ssize_t size = s.w.out_blocks * vector, count = s.rows - row
+    place += row
+    memcpy(<char *>to.h + place * size, <char *>s.h + place * size, count * size)
     if s.c != NULL:
-        memcpy(to.c, s.c, 2 * s.rows * s.w.blocks * vector)
+        size = s.w.blocks * vector
+        memcpy(<char *>to.c + place * size, <char *>s.c + place * size, count * size)
 
 
 cdef void forward_groups(Run *run, Py_ssize_t thread, Part *p) noexcept nogil:
-    cdef Py_ssize_t steps = run.step1 - run.step0, pieces = run.groups * run.directions
-    cdef Py_ssize_t stints = (steps + run.stint_steps - 1) // run.stint_steps
-    cdef Py_ssize_t item = take_piece(run.pieces, pieces, stints), step
+    """Go through the pieces of work that no other thread is at, stint by stint."""
+    cdef Py_ssize_t pieces = run.groups * run.directions, step, end
+    cdef Py_ssize_t item = take_piece(run.pieces, pieces, run.step1, &run.paused)
     cdef Member me
     while item >= 0:
         join(run, &me, item % run.directions, 0, 1)
         p.row0 = run.bounds[item // run.directions]
         p.row1 = run.bounds[item // run.directions + 1]
         own_blocks(&run.seq[me.direction], p, &me)
-        step = run.step0 + stint_of(&run.pieces[item]) * run.stint_steps
-        forward_part(run, thread, p, &me, step, min(run.step1, step + run.stint_steps))
-        leave_piece(&run.pieces[item])
-        item = take_piece(run.pieces, pieces, stints)
+        step = piece_step(&run.pieces[item])
+        end = step + run.stint_steps - (step - run.step0) % run.stint_steps
+        step = forward_part(run, thread, p, &me, step, min(run.step1, end))
+        leave_piece(&run.pieces[item], step)
+        item = take_piece(run.pieces, pieces, run.step1, &run.paused)
 
 
 cdef void forward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
+    """What one thread does of a forward run."""
     cdef Part p
     cdef Member me
-    cdef Py_ssize_t d, threads
+    cdef Py_ssize_t d, threads, step
     set_up_part(run, &p, thread)
     if run.groups:
         forward_groups(run, thread, &p)
         return
-    threads = assembled(&run.job)
+    threads = assembled(&run.job, thread)
     for d in range(run.directions):
         if join(run, &me, d, thread, threads):
             p.row0, p.row1 = 0, run.seq[d].active[0]
             p.gates = run.gates[d]
             own_blocks(&run.seq[d], &p, &me)
-            forward_part(run, thread, &p, &me, run.step0, run.step1)
+            step = forward_part(run, thread, &p, &me, run.reached[d] if me.rank == 0
+                                else run.begin[d], run.step1)
+            if me.rank == 0:
+                run.reached[d] = step
 
 
 cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed) noexcept nogil:
@@ -276,30 +309,33 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
 
 
 cdef void backward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
-    cdef Part p
+    """What one thread does of a backward run."""
     cdef Member me
-    cdef Sequence *s
-    cdef Py_ssize_t d, claimed, threads = assembled(&run.job)
-    set_up_part(run, &p, thread)
+    cdef Py_ssize_t d, threads = assembled(&run.job, thread)
     for d in range(run.directions):
-        if not join(run, &me, d, thread, threads):
-            continue
-        claimed = 0
-        s = &run.seq[d]
-        p.step1 = run.step1
-        while p.step1 > run.step0:
-            p.step0 = (p.step1 - 1) // run.chunk_steps * run.chunk_steps
-            p.origin = s.first[p.step0]
-            if thread == 0:
-                look_for_signals(run)
-            if me.size == 1 and run.interrupted:
-                return
-            if not backward_recurrence(run, &p, &me) or meet(run, s, &p, &me) != MET:
-                return
-            weights_and_inputs(run, &p, &me, &claimed)
-            if meet(run, s, &p, &me) != MET:
-                return
-            p.step1 = p.step0
+        if join(run, &me, d, thread, threads):
+            backward_direction(run, thread, &me)
+
+
+cdef void backward_direction(Run *run, Py_ssize_t thread, Member *me) noexcept nogil:
+    """Chunk by chunk, from the last step down."""
+    cdef Part p
+    cdef Sequence *s = &run.seq[me.direction]
+    cdef Py_ssize_t claimed = 0
+    set_up_part(run, &p, thread)
+    p.step1 = run.begin[me.direction]
+    while p.step1 > run.step0 and p.step1 > told(&run.stop[me.direction]):
+        p.step0 = (p.step1 - 1) // run.chunk_steps * run.chunk_steps
+        p.origin = s.first[p.step0]
+        start_chunk(run, thread, me, p.step0)
+        if not backward_recurrence(run, &p, me) or meet(run, s, &p, me) != MET:
+            return
+        weights_and_inputs(run, &p, me, &claimed)
+        if meet(run, s, &p, me) != MET:
+            return
+        p.step1 = p.step0
+        if me.rank == 0:
+            run.reached[me.direction] = p.step1
 
 
 cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
@@ -313,81 +349,87 @@ cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
     fp_restore(mode)
 
 
-cdef int go(Run *run, Call call, Py_ssize_t threads) except -1:
+cdef int go(Run *run, Call call, Py_ssize_t threads, Clock *clock) except -1:
     """The work of a call, or of one of its windows, by at most so many threads."""
-    global n_left_behind
-    cdef Py_ssize_t d, expected
-    cdef bint all_gone
+    cdef Py_ssize_t d
     for d in range(2):
-        team_init(&run.team[d])
-    run.interrupted = run.crowded = run.left_behind = False
-    run.alone[0] = run.alone[1] = NEVER
-    run.looked, run.next_look = False, 0
+        run.reached[d] = run.step0 if run.is_forward else run.step1
+    for d in range(run.groups * run.directions):
+        leave_piece(&run.pieces[d], run.step0)
     run.job.work = work
-    if run.groups:
-        memset(run.pieces, 0, run.groups * run.directions * sizeof(Piece))
-    if run.private:
-        copy_states(&run.seq[0], &run.team_seq, run.vector)
+    run.clock = clock
+    call.job = &run.job
+    while True:
+        go_on(run, call, threads)
+        if not flag_of(&run.paused):
+            break
+        PyErr_CheckSignals()
+    if threads > 1:
+        note_crowd(told(&run.crowded))
+    return 0
+
+
+cdef void go_on(Run *run, Call call, Py_ssize_t threads) noexcept:
+    """Work until all is done or a pause is made. Nothing in it can fail: see team.h."""
+    cdef Py_ssize_t d, expected = 0
+    cdef bint all_gone = True, several = False
+    lower_flag(&run.paused)
+    for d in range(2):
+        tell(&run.stop[d], NEVER if run.is_forward else -1)
+    if run.job.state == IDLE:
+        start_teams(run)
+        several = threads > 1
+        job_begin(&run.job, <void *>call)
+        if several:
+            Py_INCREF(call)
     with nogil:
-        expected = hire(&run.job, threads - 1)
-        if not run.is_forward or run.groups == 0:
+        if several:
+            expected = hire(&run.job, threads - 1)
+        if several and (not run.is_forward or run.groups == 0):
             assemble(&run.job, expected)
         work(&run.job, 0)
-        all_gone = dismiss(&run.job, run.left_behind)
-    n_left_behind += run.left_behind
-    call.job = &run.job
-    if threads > 1:
-        note_crowd(run.crowded)
-        keep_while_used(call, all_gone)
-    if run.interrupted:
-        raise_pending()
-    return 0
+        if run.job.state == RUNNING:
+            all_gone = dismiss(&run.job, run.left_behind)
+    if several and all_gone:
+        Py_DECREF(call)
+    free_abandoned()
 
 
-# Calls that a helper may still be at, whose memory must stay.
-cdef list left_behind = []
-cdef object left_behind_lock = allocate_lock()
-cdef Py_ssize_t n_left_behind = 0
+cdef void start_teams(Run *run) noexcept:
+    """What helpers read and count, while there are none."""
+    cdef Py_ssize_t d
+    run.left_behind = False
+    tell(&run.crowded, False)
+    for d in range(2):
+        team_init(&run.team[d])
+        tell(&run.alone[d], NEVER)
+        run.begin[d] = run.reached[d]
+    if run.private:
+        copy_states(&run.seq[0], &run.team_seq, run.vector, run.reached[0])
 
 
-cdef int keep_while_used(Call call, bint all_gone) except -1:
-    """Keep what a helper still uses; forget what none does any more."""
-    cdef Call other
-    if all_gone and not left_behind:
-        return 0
-    with left_behind_lock:
-        if not all_gone:
-            left_behind.append(call)
-        left_behind[:] = [other for other in left_behind if not all_left(other.job)]
-    return 0
-
-
-cdef void note_crowd(bint crowded) noexcept:
-    """Stay on one thread for a while, or forget a little of earlier crowds."""
-    global crowded_until, crowded_for
-    if crowded:
-        crowded_until = seconds() + crowded_for
-        crowded_for = min(CROWDED_MOST, 2 * crowded_for)
-    else:
-        crowded_for = max(CROWDED_LEAST, 0.5 * crowded_for)
-
-
-cdef int raise_pending() except -1:
-    return -1
+cdef void free_abandoned() noexcept:
+    """Let go of calls that were left to a helper which has left since."""
+    cdef void *owner = job_reap()
+    while owner != NULL:
+        Py_DECREF(<object>owner)    # may run any code, and come back here
+        owner = job_reap()
 
 
 cdef Py_ssize_t bound_groups(Run *run, Call call) except -1:
     """Cut the sorted rows into groups of about the same number of steps; rows of the largest."""
     cdef Sequence *s = &call.seq[0]
-    cdef Py_ssize_t rows = s.active[0], row = 0, group, most = 0
-    cdef double total = s.first[s.steps], before = 0
+    cdef Py_ssize_t rows = call.running, row = 0, start, group, most = 0
+    cdef double total = call.entries, before = 0
     run.bounds = <Py_ssize_t *>call.arena.room(run.groups + 1, sizeof(Py_ssize_t), True)
     for group in range(1, run.groups + 1):
+        start = row
         while row < rows and before < total * group / run.groups:
-            before += call.length[row]
+            before += s.steps if call.whole else call.length[row]
             row += 1
-        run.bounds[group] = row
-        most = max(most, row - run.bounds[group - 1])
+        if run.bounds != NULL:
+            run.bounds[group] = row
+        most = max(most, row - start)
     return max(1, most)
 
 
@@ -401,24 +443,27 @@ cdef void size_scratch(Run *run, Call call, Py_ssize_t rows) noexcept:
                         + run.masked_size)
 
 
-cdef Run *new_run(Call call, bint is_forward) except NULL:
+cdef Run *new_run(Call call) except NULL:
     """In the call's memory, which outlives a helper that is left behind."""
-    cdef Run *run = <Run *>call.arena.room(1, sizeof(Run), True)
+    return <Run *>call.arena.room(1, sizeof(Run), True)
+
+
+cdef void begin_plan(Run *run, Call call, bint is_forward) noexcept:
+    """What every run is told of its call."""
     run.seq, run.level, run.directions = call.seq, call.level, call.directions
     run.is_forward, run.vector = is_forward, call.level.lanes * call.level.itemsize
-    return run
 
 
-cdef Run *plan_forward(Call call, Py_ssize_t threads) except NULL:
-    """Split the work, and allocate what the threads need."""
-    cdef Run *run = new_run(call, True)
+cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
+    """Split the work of a forward run, and allocate what its threads need."""
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t row_size = (s.w.blocks * s.w.slots * call.level.lanes * call.level.itemsize)
-    cdef Py_ssize_t rows = s.active[0], group_rows = max(1, rows), d, shared
+    cdef Py_ssize_t rows = call.running, group_rows = max(1, rows), d, shared
+    begin_plan(run, call, True)
     run.groups = row_groups(call, threads)
     if run.groups:
         group_rows = bound_groups(run, call)
-        run.pieces = <Piece *>call.arena.room(run.groups * run.directions, sizeof(Piece))
+        run.pieces = <Piece *>call.arena.room(run.groups * run.directions, sizeof(Piece), True)
     run.chunk_steps = max(1, min(CHUNK_ENTRIES, CHUNK_BYTES // row_size) // group_rows)
     run.chunk_steps = min(run.chunk_steps, max(1, s.steps))
     run.entries = run.chunk_steps * group_rows
@@ -426,7 +471,7 @@ cdef Run *plan_forward(Call call, Py_ssize_t threads) except NULL:
     if threads > 1:
         run.stint_steps = (s.steps // STINTS // run.chunk_steps + 1) * run.chunk_steps
     size_scratch(run, call, group_rows)
-    shared = 0 if s.tape != NULL else times(run.entries, row_size)
+    shared = 0 if call.taped else times(run.entries, row_size)
     if run.groups:
         run.scratch_size += shared
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
@@ -435,21 +480,22 @@ cdef Run *plan_forward(Call call, Py_ssize_t threads) except NULL:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
     run.patience = PATIENCE + 1e-10 * call.work() / max(1, s.steps)
-    run.private = (run.groups == 0 and run.directions == 1 and s.tape == NULL and s.pick == ALL
-                   and threads > 1)
+    # Not in windows of a call: who was left behind in one may still be there in the next.
+    run.private = (run.groups == 0 and run.directions == 1 and not call.taped
+                   and s.pick == ALL and threads > 1 and call.window == 0)
     if run.private:
         run.patience += SHORT_PATIENCE - PATIENCE
         run.team_gates = <char *>call.arena.room(1, shared)
         run.team_seq = s[0]
         run.team_seq.y = NULL
-        call.make_states(&run.team_seq, 2)
-    return run
+        call.make_states(&run.team_seq, 2 * s.rows)
+    return 0
 
 
-cdef Run *plan_backward(Call call, Py_ssize_t threads) except NULL:
-    """Likewise."""
-    cdef Run *run = new_run(call, False)
+cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
+    """Split the work of a backward run, and allocate what its threads need."""
     cdef Sequence *s = &call.seq[0]
+    begin_plan(run, call, False)
     run.chunk_steps = chunk_of(s.rows)
     run.least_rows = least_rows(call)
     run.entries = max(CHUNK_ENTRIES, s.rows)
@@ -458,4 +504,4 @@ cdef Run *plan_backward(Call call, Py_ssize_t threads) except NULL:
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
     run.patience = PATIENCE + 1e-10 * call.work() * run.chunk_steps / max(1, s.steps)
-    return run
+    return 0

@@ -1,0 +1,65 @@
+/* A test build (CYLSTM_CHECKS=chaos) in which every hand-over between threads can be delayed.
+ *
+ * HANDOVER(point) does nothing in other builds. In this one a seed decides, for each thread and each
+ * time that it comes to a point, whether it goes on at once, lets others run, or stays there for a
+ * while: short against a leader's patience, or long. The same seed makes the same decisions.
+ */
+#ifndef CYLSTM_CHAOS_H
+#define CYLSTM_CHAOS_H
+
+#ifdef CYLSTM_CHAOS
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+
+enum {
+    CHAOS_TAKE, CHAOS_SLEEP, CHAOS_ENTER, CHAOS_LEAVE, CHAOS_LEFT, CHAOS_POST, CHAOS_CANCEL,
+    CHAOS_CANCELLED, CHAOS_ASSEMBLE, CHAOS_ABANDON, CHAOS_REAP, CHAOS_ARRIVE, CHAOS_GIVE_UP,
+    CHAOS_MET, CHAOS_CLAIM, CHAOS_LEAVE_PIECE, CHAOS_POINTS
+};
+enum { HAS_CHAOS = 1 };
+
+static _Atomic uint64_t chaos_seed = 0; /* 0: no delays */
+static _Atomic int64_t chaos_counts[CHAOS_POINTS];
+static _Atomic uint64_t chaos_threads = 0;
+static _Thread_local uint64_t chaos_thread = 0, chaos_times = 0, chaos_last = 0;
+
+static inline uint64_t chaos_mix(uint64_t x) { /* splitmix64's finaliser */
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+static inline void chaos_wait(double seconds) {
+    struct timespec span = {0, (long)(1e9 * seconds)};
+    nanosleep(&span, 0);
+}
+
+static void chaos_handover(int point) {
+    const uint64_t seed = atomic_load(&chaos_seed);
+    atomic_fetch_add(&chaos_counts[point], 1);
+    if (seed == 0) return;
+    if (chaos_thread == 0) chaos_thread = atomic_fetch_add(&chaos_threads, 1) + 1;
+    if (chaos_last != seed) chaos_times = 0;
+    chaos_last = seed;
+    /* A seed favours some points, so that each of them is the slowest at times. */
+    const uint64_t liking = chaos_mix(seed * 64 + (uint64_t)point) % 8;
+    const uint64_t draw = chaos_mix(seed + chaos_mix(chaos_thread * 1000003 + chaos_times++ * 64 +
+                                                     (uint64_t)point));
+    const uint64_t dice = draw % 1024, often = liking == 0 ? 256 : liking < 3 ? 32 : 4;
+    if (dice < often / 8) chaos_wait(2e-3 * (double)(draw >> 32) / 4294967296.0);
+    else if (dice < often / 2) chaos_wait(100e-6 * (double)(draw >> 32) / 4294967296.0);
+    else if (dice < often) sched_yield();
+}
+static inline void chaos(uint64_t seed) { atomic_store(&chaos_seed, seed); }
+static inline int64_t chaos_count(int point) { return atomic_load(&chaos_counts[point]); }
+#define HANDOVER(point) chaos_handover(CHAOS_##point)
+#else
+enum { HAS_CHAOS = 0, CHAOS_POINTS = 0 };
+static inline void chaos(unsigned long seed) { (void)seed; }
+static inline long chaos_count(int point) { (void)point; return 0; }
+#define HANDOVER(point) ((void)0)
+#endif
+
+#endif
