@@ -375,7 +375,9 @@ def test_a_tape_is_neither_pickled_nor_copied(cell):
     layer = LAYERS[cell](3, 5)
     tape = layer.forward(np.ones((2, 3)))[2]
     for act in (pickle.dumps, copy.copy, copy.deepcopy):
-        with pytest.raises(TypeError, match=r"^a tape cannot be pickled or copied: .*forward again"):
+        with pytest.raises(
+            TypeError, match=r"^a tape cannot be pickled or copied: .*forward again"
+        ):
             act(tape)
     (window,) = cylstm.truncated_bptt(layer, np.ones((2, 3)), 2)
     with pytest.raises(TypeError, match=r"^a tape cannot be pickled or copied: "):

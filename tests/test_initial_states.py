@@ -57,13 +57,13 @@ def test_parameters_of_learned_states():
     refused(TypeError, "learn_initial_state", "1", cylstm.GRU, 3, 5, learn_initial_state=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("chosen", READ, ids=str)
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("sizes", [(3, 17), (3, 17, 2), (3, (9, 5))], ids=str)
+@pytest.mark.parametrize("sizes", [(3, 17, 2), (3, (9, 5))], ids=str)
 @EVERY
-def test_as_the_oracle(cell, sizes, learned, chosen, dtype):
-    for options in ({"bidirectional": True}, {"go_backwards": True}):
+def test_as_the_oracle(cell, sizes, learned, chosen):
+    for options, dtype in (({"bidirectional": True}, "float64"),
+                           ({"go_backwards": True}, "float32")):  # fmt: skip
         p = problem(cell, sizes, steps=T, rows=B, dtype=dtype, learn_initial_state=learned,
                     **chosen, **options)  # fmt: skip
         for q in some_given(p):

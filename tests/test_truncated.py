@@ -431,6 +431,7 @@ def test_a_function_has_the_bits_of_the_array(cell, k1, k2, batch_first):
         def part(start, stop):
             calls.append((start, stop))
             return a[:, start:stop] if batch_first else a[start:stop]
+
         return part
 
     given = {"state": joined(p.state)}
@@ -448,7 +449,10 @@ def test_a_function_has_the_bits_of_the_array(cell, k1, k2, batch_first):
         whole = of(p.x)
         stream = (whole(a, min(a + k1, T)) for a in range(0, T, k1))
         windows = truncated_bptt(p.layer, stream, k1, k2, mask=mask, reset=reset, **given)
-        assert_same_windows(gradients_of(p.layer, windows, p.dy, axis), expected)
+        found, grads = gradients_of(p.layer, windows, p.dy, axis)
+        # Where the end is not known time may be cut once more.
+        assert_close(grads, expected[1], 1e-5)
+        assert_same_windows((found, expected[1]), expected)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -457,9 +461,7 @@ def test_gradients_end_with_the_window_unless_said(cell):
     sources = {
         "callable": (lambda start, stop: p.x[start:stop], {"steps": T}),
         "generator": ((p.x[a : a + 4] for a in range(0, T, 4)), {}),
-        "iterable": (dict.fromkeys(range(3)).keys(), {}),
     }
-    del sources["iterable"]
     for x, options in sources.values():
         reached = [(w.reach, w.start) for w in truncated_bptt(p.layer, x, 4, **options)]
         assert reached == [(0, 0), (4, 4), (8, 8)]
@@ -552,18 +554,21 @@ def test_refusals_of_windows():
     for state in ((np.zeros((1, 2, H)), None), (np.zeros((1, B, H + 1)), None)):
         at_once(ValueError, r"^state h: expected shape", x, 4, state=state)
     at_once(TypeError, r"^state: expected a tuple \(h, c\)", x, 4, state=np.zeros((1, B, H)))
-    at_once(ValueError, r"^state h: .* a step of B rows", x[0], 4, state=(np.zeros((1, B, H)), None))
+    rows = (np.zeros((1, B, H)), None)
+    at_once(ValueError, r"^state h: .* a step of B rows", x[0], 4, state=rows)
     at_once(TypeError, r"^num_threads: expected", x, 4, num_threads="2")
     at_once(TypeError, r"^rng: expected", x, 4, rng=True)
     at_once(ValueError, r"^lengths: expected values", iter([x]), 4, lengths=[-1])
     for name in ("mask", "reset"):
-        at_once(ValueError, rf"^{name}: expected shape \(11, 5\)", x, 4, **{name: np.ones((5, 11), int)})
+        at_once(ValueError, rf"^{name}: expected shape \(11, 4\), got \(4, 11\)", x, 4,
+                **{name: np.ones((B, T), int)})  # fmt: skip
         at_once(TypeError, rf"^{name}: expected booleans", x, 4, **{name: np.ones((T, B))})
         at_once(ValueError, rf"^{name}: expected booleans", x, 4, **{name: np.full((T, B), 2)})
-        at_once(TypeError, rf"^{name}: expected booleans", iter([x]), 4, **{name: np.ones((T, B))})
-        refused(ValueError, rf"^{name}: expected shape \(4, 5\), got \(3, 5\)", x, 4,
+        given = {name: np.ones((T, B))}
+        at_once(TypeError, rf"^{name}: expected booleans", iter([x]), 4, **given)
+        refused(ValueError, rf"^{name}: expected shape \(4, 4\), got \(3, 4\)", x, 4,
                 **{name: lambda start, stop: np.ones((3, B), bool)})  # fmt: skip
-        refused(ValueError, rf"^{name}: expected shape \(4, 5\), got \(2, 5\)", iter([x[:4]]), 4,
+        refused(ValueError, rf"^{name}: expected shape \(4, 4\), got \(2, 4\)", iter([x[:4]]), 4,
                 **{name: np.ones((2, B), bool)})  # fmt: skip
     made = {"steps": T}
     refused(TypeError, r"^x: expected real numbers, got dtype object, from NoneType",
@@ -575,4 +580,4 @@ def test_refusals_of_windows():
     refused(ValueError, r"^x: expected 11 steps, got windows of 4", iter([x[:4]]), 4, steps=T)
     refused(ValueError, r"^x: expected no step after 3", iter([x[:3], x[:4]]), 4)
     refused(TypeError, r"^x: expected real numbers, got dtype <U", iter(["word"]), 4)
-    refused(ValueError, r"^lengths: expected shape \(5,\)", iter([x[:4]]), 4, lengths=[1, 2])
+    refused(ValueError, r"^lengths: expected shape \(4,\)", iter([x[:4]]), 4, lengths=[1, 2])
