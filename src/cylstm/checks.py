@@ -244,7 +244,7 @@ def lengths(
         raise ValueError(
             f"lengths: expected values from 0 to {most}, got {found.min()} to {found.max()}"
         )
-    return found.astype(np.int64)
+    return found.astype(np.int64, copy=False)
 
 
 def empty_list(value: Any) -> bool:
@@ -271,7 +271,7 @@ def booleans(
             )
     elif found.dtype != bool:
         raise TypeError(f"{name}: expected booleans or integers 0 and 1, got {_what(value, found)}")
-    return found.astype(bool)
+    return found.astype(bool, copy=False)
 
 
 def shares_memory(a: Array, b: Array) -> bool:
