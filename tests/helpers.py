@@ -15,6 +15,7 @@ import pytest
 import reference
 
 import cylstm
+from cylstm.kernels import dispatch, sequence
 
 LAYERS = {
     "rnn_tanh": partial(cylstm.RNN, nonlinearity="tanh"),
@@ -351,3 +352,9 @@ def busy_processors():
         for other in others:
             other.kill()
             other.wait()
+
+
+def activation(name, x, isa=None, alpha=0.0, beta=0.0):
+    """Apply an activation by the very code the cells use."""
+    table, kind = dispatch.table(x.dtype.name, isa), (name, alpha, beta)
+    return sequence.activation(table, kind, x.reshape(1, 1, -1)).reshape(-1)

@@ -13,7 +13,14 @@ import cylstm
 from cylstm import SGD, Adam, AdamW, Linear, clip_grad_norm, clip_grad_value
 from cylstm.params import Parameters
 
-STEPS = 12
+STEPS = 50
+
+
+def freeze(module, *names):
+    """Freeze these parameters and no others."""
+    module.unfreeze()
+    if names:
+        module.freeze(*names)
 
 
 def gradients(step, size):
@@ -152,6 +159,7 @@ def test_a_run_goes_on_from_a_checkpoint(make, name, options, how):
     layer = Linear(3, 5, rng=0)
     optimizer = make(layer, **options)
     run(optimizer, range(5))
+    optimizer.lr *= 0.5
     both = layer, optimizer
     saved = pickle.loads(pickle.dumps(both)) if how == "pickle" else copy.deepcopy(both)
     expected = run(optimizer, range(5, STEPS))
@@ -159,6 +167,311 @@ def test_a_run_goes_on_from_a_checkpoint(make, name, options, how):
     assert optimizer2.modules == (layer2,) and layer2 is not layer
     assert_same_bits(run(optimizer2, range(5, STEPS)), expected)
     assert_same_bits(layer2.flat_params, expected)
+
+
+@pytest.mark.parametrize("through", ["dict", "file"])
+@pytest.mark.parametrize(("make", "name", "options"), CASES)
+def test_a_run_goes_on_from_a_state_dict(make, name, options, through, tmp_path):
+    modules = Linear(3, 5, rng=0), cylstm.Embedding(4, 3, dtype="float64", rng=1)
+    optimizer = make(modules, **options)
+    run(optimizer, range(3))
+    freeze(modules[0], "bias")
+    run(optimizer, range(3, 5))
+    freeze(modules[0])
+    optimizer.lr *= 0.5
+    saved, weights = optimizer.state_dict(), [module.state_dict() for module in modules]
+    kept = copy.deepcopy(saved)
+    expected = run(optimizer, range(5, 12))
+    assert str(saved) == str(kept)  # copies
+    if through == "file":
+        np.savez(tmp_path / "optimizer.npz", **saved)
+        with np.load(tmp_path / "optimizer.npz") as file:
+            saved = dict(file)
+    others = Linear(3, 5, rng=7), cylstm.Embedding(4, 3, dtype="float64", rng=8)
+    another = make(others, **{"lr": 0.7} | ({"momentum": 0.3} if make is SGD else {"eps": 0.5}))
+    run(another, range(2))
+    another.load_state_dict(saved)
+    for module, state in zip(others, weights, strict=True):
+        module.load_state_dict(state)
+    assert another.steps == 5 and another.lr == optimizer.lr
+    assert_same_bits(run(another, range(5, 12)), expected)
+    assert another._options == optimizer._options
+    if through == "dict":
+        assert str(saved) == str(kept)  # copied when it was loaded
+
+
+def test_what_is_in_a_state_dict():
+    layer = Linear(2, 3, rng=0)
+    optimizer = AdamW([layer, cylstm.Embedding(4, 2)], 0.1)
+    run(optimizer, range(3))
+    state = optimizer.state_dict()
+    assert {k: v for k, v in state.items() if "." not in k} == {
+        "steps": 3, "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01,
+    }  # fmt: skip
+    assert [k for k in state if "." in k] == [
+        f"{kind}.{parameter}" for kind in ("step", "exp_avg", "exp_avg_sq")
+        for parameter in ("0.weight", "0.bias", "1.weight")
+    ]  # fmt: skip
+    assert state["step.0.bias"] == 3
+    moments = layer.split(optimizer.state[0]["exp_avg"])
+    assert_same_bits(state["exp_avg.0.weight"], moments["weight"])
+    assert list(SGD(layer, 0.1).state_dict()) == [
+        "steps", "lr", "momentum", "nesterov", "weight_decay", "step.0.weight", "step.0.bias",
+    ]  # fmt: skip
+
+
+def test_state_dicts_refused():
+    layer = Linear(2, 3, rng=0)
+    optimizer = Adam(layer)
+    run(optimizer, range(3))
+    good = optimizer.state_dict()
+    moment = good["exp_avg.0.weight"]
+    cases = [
+        ({"exp_avg.0.weight": moment.T}, ValueError, r"exp_avg.0.weight: expected shape \(3, 2\)"),
+        ({"exp_avg.0.weight": np.float64(moment)}, TypeError,
+         "exp_avg.0.weight: expected dtype float32, got float64"),
+        ({"exp_avg_sq.0.bias": np.zeros(3, int)}, TypeError, "exp_avg_sq.0.bias: expected dtype"),
+        ({"steps": -1}, ValueError, "steps: expected an integer"),
+        ({"steps": 1.5}, TypeError, "steps: expected an integer"),
+        ({"step.0.bias": -1}, ValueError, "step.0.bias: expected an integer"),
+        ({"lr": "x"}, TypeError, "lr: expected a number"),
+        ({"lr": math.nan}, ValueError, "lr: expected a number"),
+        ({"betas": (0.9, 1.0)}, ValueError, "betas: expected"),
+        ({"momentum": 0.1}, KeyError, r".state: missing \[\], unexpected \['momentum'\]"),
+        ({"exp_avg.1.weight": moment}, KeyError, ".state: .* unexpected .*exp_avg.1.weight"),
+        ({3: moment}, KeyError, r".state: .* unexpected \[3\]"),
+    ]  # fmt: skip
+    wrong = [(good | change, error, message) for change, error, message in cases]
+    for key in ("steps", "lr", "step.0.bias", "exp_avg_sq.0.weight"):
+        without = {k: v for k, v in good.items() if k != key}
+        wrong.append((without, KeyError, rf".state: missing \['{key}'\], unexpected \[\]"))
+    wrong += [
+        (state, TypeError, f"state: expected a mapping, .* got {type(state).__name__}")
+        for state in (None, [moment], 3)
+    ]
+    run(optimizer, [3])
+    before, options = copy.deepcopy(optimizer.state), repr(optimizer)
+    for state, error, message in wrong:
+        with pytest.raises(error, match=f"^{message}"):
+            optimizer.load_state_dict(state)
+        assert optimizer.steps == 4 and repr(optimizer) == options
+        assert optimizer.state_dict()["step.0.bias"] == 4
+        for got, old in zip(optimizer.state, before, strict=True):
+            assert_same_bits(tuple(got.values()), tuple(old.values()))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_state_dict_brings_its_momentum(momentum):
+    layer = Linear(2, 3, rng=0)
+    saved = SGD(layer, 0.1, momentum=momentum, nesterov=momentum > 0).state_dict()
+    optimizer = SGD(layer, 0.2, momentum=0.9 - momentum)
+    optimizer.load_state_dict(saved)
+    assert (optimizer.momentum, optimizer.nesterov) == (momentum, momentum > 0)
+    assert list(optimizer.state[0]) == ["momentum_buffer"] * (momentum > 0)
+    with pytest.raises(ValueError, match=r"^nesterov: expected a momentum"):
+        optimizer.load_state_dict(saved | {"momentum": 0.0, "nesterov": True})
+
+
+# Frozen parameters
+
+WIDE = {"a": (3,), "b": (40_000,), "c": (2, 2)}
+
+
+@pytest.mark.parametrize("frozen", [(), ("a",), ("b",), ("c",), ("a", "c"), ("a", "b", "c")])
+@pytest.mark.parametrize(("make", "name", "options"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frozen_parameters_are_left_alone(dtype, make, name, options, frozen):
+    """The others have the bits that they have alone."""
+    module = Parameters(WIDE, np.dtype(dtype))
+    module.assign(np.random.default_rng(0).normal(size=module.flat_params.size))
+    rest = Parameters({k: v for k, v in WIDE.items() if k not in frozen}, np.dtype(dtype))
+    rest.assign({k: module.params[k] for k in rest.params})
+    freeze(module, *frozen)
+    before = module.state_dict()
+    one, other = make(module, **options), make(rest, **options)
+    for step in range(3):
+        module.flat_grads[...] = gradients(step, module.flat_grads.size)
+        for key in rest.params:
+            rest.grads[key][...] = module.grads[key]
+        for key in frozen:
+            module.grads[key][0] = math.nan
+        one.step()
+        other.step()
+    for key in module.params:
+        expected = before[key] if key in frozen else rest.params[key]
+        assert_same_bits(module.params[key], expected)
+    for key, vector in one.state[0].items():
+        moments, alone = module.split(vector), rest.split(other.state[0][key])
+        for parameter in module.params:
+            if parameter in frozen:
+                assert not moments[parameter].any()
+            else:
+                assert_same_bits(moments[parameter], alone[parameter])
+
+
+def test_a_module_frozen_whole_does_not_change():
+    module = Linear(2, 3, rng=0)
+    freeze(module, "weight", "bias")
+    version = module._version
+    optimizer = AdamW(module, 0.1)
+    run(optimizer, range(3))
+    assert module._version == version and optimizer.steps == 3
+    assert clip_grad_norm(module, 0.0) == 0.0
+
+
+def test_clipping_leaves_frozen_gradients_alone():
+    layers = Linear(2, 2), Linear(2, 3)
+    freeze(layers[0], "weight")
+    freeze(layers[1], "bias")
+    for layer in layers:
+        layer.flat_grads[...] = 3.0
+        for name in layer.frozen:
+            layer.grads[name][...] = math.inf
+    assert clip_grad_norm(layers, 1.0, error_if_nonfinite=True) == pytest.approx(3 * 8**0.5)
+    for layer in layers:
+        for name, grad in layer.grads.items():
+            expected = math.inf if name in layer.frozen else 8**-0.5
+            np.testing.assert_allclose(grad, expected, rtol=1e-5)
+    clip_grad_value(layers, 0.1)
+    for layer in layers:
+        for name, grad in layer.grads.items():
+            assert (grad == (math.inf if name in layer.frozen else grad.dtype.type(0.1))).all()
+
+
+# Attributes
+
+
+def test_repr():
+    layer, other = Linear(2, 3), Linear(3, 1)
+    assert repr(SGD(layer, 0.1, momentum=0.5)) == (
+        f"SGD({layer!r}, lr=0.1, momentum=0.5, nesterov=False, weight_decay=0.0)"
+    )
+    optimizer = Adam([layer, other])
+    assert repr(optimizer) == (
+        f"Adam([{layer!r}, {other!r}], lr=0.001, betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)"
+    )
+    optimizer.lr, optimizer.betas = 1, [0.5, np.float64(0.25)]
+    assert "lr=1.0, betas=(0.5, 0.25), eps" in repr(optimizer)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_unknown_attributes_are_refused(make):
+    optimizer = make(Linear(2, 3), 0.1)
+    for name in ("learning_rate", "LR", "state_dicts", "param_groups"):
+        with pytest.raises(AttributeError, match=rf"^{name}: .* options of {make.__name__} \(lr, "):
+            setattr(optimizer, name, 5)
+        assert not hasattr(optimizer, name)
+    for name in ("steps", "state", "modules"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(optimizer, name, 5)
+
+
+def test_a_subclass_may_have_attributes():
+    class Slow(Adam):
+        warm_up = 0
+
+        def __init__(self, modules):
+            self.warm_up = 3
+            super().__init__(modules, 0.1)
+
+    optimizer = Slow(Linear(2, 3))
+    assert (optimizer.warm_up, optimizer.lr) == (3, 0.1)
+    assert repr(optimizer).startswith("Slow(") and copy.deepcopy(optimizer).warm_up == 3
+    with pytest.raises(AttributeError, match=r"^warmup: "):
+        optimizer.warmup = 4
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_options_are_checked_when_assigned(make):
+    optimizer = make(Linear(2, 3), 0.1, weight_decay=0.2)
+    names = ["lr", "weight_decay", "momentum" if make is SGD else "eps"]
+    for name in names:
+        for value, error in [*BAD_NUMBERS, (math.inf, ValueError)]:
+            before = repr(optimizer)
+            with pytest.raises(error, match=rf"^{name}: expected a number"):
+                setattr(optimizer, name, value)
+            assert repr(optimizer) == before
+        setattr(optimizer, name, 0.25)
+        assert getattr(optimizer, name) == 0.25
+    wrong = {"nesterov": 1} if make is SGD else {"betas": 0.9}
+    for name, value in wrong.items():
+        with pytest.raises(TypeError, match=rf"^{name}: expected"):
+            setattr(optimizer, name, value)
+
+
+def test_assigned_options_have_effect():
+    for make, name, options in CASES:
+        first, second = Linear(3, 5, rng=0), Linear(3, 5, rng=0)
+        one, other = make(first, **options), make(second, 0.5)
+        for key, value in options.items():
+            setattr(other, key, value)
+        other.lr = one.lr
+        assert repr(one) == repr(other).replace(repr(second), repr(first)), name
+        assert_same_bits(run(other, range(5)), run(one, range(5)))
+
+
+def test_momentum_comes_and_goes():
+    layer = Linear(3, 5, rng=0)
+    optimizer = SGD(layer, 0.1)
+    with pytest.raises(ValueError, match=r"^nesterov: expected a momentum"):
+        optimizer.nesterov = True
+    assert optimizer.nesterov is False
+    optimizer.momentum = 0.9
+    assert list(optimizer.state[0]) == ["momentum_buffer"]
+    run(optimizer, range(2))
+    vector = optimizer.state[0]["momentum_buffer"]
+    optimizer.momentum = 0.5
+    assert optimizer.state[0]["momentum_buffer"] is vector and vector.any()
+    optimizer.nesterov = True
+    with pytest.raises(ValueError, match=r"^nesterov: expected a momentum"):
+        optimizer.momentum = 0.0
+    optimizer.nesterov = False
+    optimizer.momentum = 0.0
+    assert optimizer.state == [{}]
+
+
+@pytest.mark.parametrize("given", ["params", "flat_params", "values", "state_dict", "names"])
+def test_parameters_are_no_modules(given):
+    layer = Linear(2, 3)
+    modules = {
+        "params": layer.params, "flat_params": layer.flat_params, "names": "layer",
+        "values": layer.params.values(), "state_dict": layer.state_dict(),
+    }[given]  # fmt: skip
+    message = r"^modules: expected cylstm modules, got \w+; pass the layer itself, not its param"
+    for call in (Adam, partial(clip_grad_norm, max_norm=1)):
+        with pytest.raises(TypeError, match=message):
+            call(modules)
+
+
+@pytest.mark.parametrize("grad", [1e-25, 1e-45, 1e25, math.inf, math.nan])
+@pytest.mark.parametrize(("make", "name", "options"), CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_steps_raise_nothing(dtype, make, name, options, grad):
+    ends = []
+    for how in ("raise", "ignore"):
+        layer = Linear(3, 5, dtype=dtype, rng=0)
+        layer.flat_grads[...] = grad
+        with np.errstate(all=how):
+            optimizer = make(layer, **options)
+            for _ in range(3):
+                optimizer.step()
+            clip_grad_value(layer, 1e300)
+            clip_grad_norm(layer, 1e-20)
+        assert optimizer.steps == 3
+        ends.append((layer.flat_params, layer.flat_grads, *optimizer.state[0].values()))
+    assert_same_bits(*ends)
+
+
+def test_a_step_that_fails_is_not_counted():
+    class Broken(Parameters):
+        def assign(self, values):
+            raise RuntimeError
+
+    module = Broken({"w": (2,)}, np.dtype("float64"))
+    optimizer = Adam(module)
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert optimizer.steps == 0 and optimizer.state_dict()["step.0.w"] == 0
 
 
 def test_checkpoints_hold_no_buffers():
@@ -248,6 +561,41 @@ def test_norm_is_computed_in_float64():
     assert_close(module.flat_grads, np.full(100_000, 100_000**-0.5), 1e-6)
     module.zero_grad()
     assert clip_grad_norm(module, 1.0) == 0
+
+
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1e-320])
+def test_norm_of_float64_whose_squares_overflow(size):
+    module = Parameters({"w": (100_000,)}, np.dtype("float64"))
+    module.flat_grads[...] = size
+    assert clip_grad_norm(module, 1.0, error_if_nonfinite=True) == pytest.approx(
+        size * 100_000**0.5, rel=1e-3 if size == 1e-320 else 1e-12
+    )
+    expected = 100_000**-0.5 if size > 1 else size
+    assert_close(module.flat_grads / expected, np.ones(100_000), 1e-12)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, -math.inf, math.nan])
+def test_an_error_if_the_norm_is_not_finite(wrong):
+    layers = Linear(2, 3), Linear(3, 1)
+    for layer in layers:
+        layer.flat_grads[...] = gradients(0, layer.flat_grads.size)
+    layers[1].grads["bias"][0] = wrong
+    before = tuple(layer.flat_grads.copy() for layer in layers)
+    message = rf"^modules\[1\].grads\['bias'\]: expected finite .* Linear, got {wrong}$"
+    with pytest.raises(ValueError, match=message):
+        clip_grad_norm(layers, 1.0, error_if_nonfinite=True)
+    assert_same_bits(tuple(layer.flat_grads for layer in layers), before)
+    layers[1].flat_grads[...] = 1
+    assert clip_grad_norm(layers, 1.0, error_if_nonfinite=True) > 1
+    with pytest.raises(TypeError, match=r"^error_if_nonfinite: expected True or False, got 1"):
+        clip_grad_norm(layers, 1.0, error_if_nonfinite=1)
+
+
+def test_an_infinite_norm_of_finite_gradients():
+    module = Parameters({"w": (4,)}, np.dtype("float64"))
+    module.flat_grads[...] = 1.7e308
+    with pytest.raises(ValueError, match=r"^modules: expected gradients with a finite norm"):
+        clip_grad_norm(module, 1.0, error_if_nonfinite=True)
 
 
 def test_clipping_refuses():

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from cylstm import init
     from cylstm.data import load_japanese_vowels
     from cylstm.linear import Embedding, Linear
-    from cylstm.losses import cross_entropy, mse_loss
+    from cylstm.losses import (
+        binary_cross_entropy_with_logits,
+        cross_entropy,
+        huber_loss,
+        l1_loss,
+        mse_loss,
+        quantile_loss,
+    )
     from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
     from cylstm.truncated import truncated_bptt
 
@@ -27,14 +34,18 @@ __all__ = [
     "AdamW",
     "Embedding",
     "Linear",
+    "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
     "config",
     "cross_entropy",
     "get_num_threads",
+    "huber_loss",
     "init",
+    "l1_loss",
     "load_japanese_vowels",
     "mse_loss",
+    "quantile_loss",
     "set_num_threads",
     "show_config",
     "truncated_bptt",
@@ -44,7 +55,14 @@ __all__ = [
 _LATER = {
     "data": ["load_japanese_vowels"],
     "linear": ["Embedding", "Linear"],
-    "losses": ["cross_entropy", "mse_loss"],
+    "losses": [
+        "binary_cross_entropy_with_logits",
+        "cross_entropy",
+        "huber_loss",
+        "l1_loss",
+        "mse_loss",
+        "quantile_loss",
+    ],
     "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
     "truncated": ["truncated_bptt"],
 }

@@ -250,6 +250,8 @@ class Batch:
         cut = self.segments
         if cut is None:
             return Extras(mask=self.mask, starts=self.starts, y_starts=y_starts, **asked)
+        if "recurrent" in asked:  # that of a row holds over its segments
+            asked = asked | {"recurrent": asked["recurrent"][:, cut.row]}
         spans = None if self.mask is None else cut.spans
         return Extras(
             mask=self.mask, starts=cut.starts, columns=None if self.ragged else cut.columns,

@@ -178,6 +178,29 @@ class Parameters:
     def _changed(self) -> None:
         """Forget everything derived from the parameters; layers drop their packed weights here."""
 
+    frozen: frozenset[str] = frozenset()
+
+    def freeze(self, *names: str) -> None:
+        """Have optimisers leave parameters alone."""
+        self.frozen = self.frozen | set(names)
+
+    def unfreeze(self, *names: str) -> None:
+        """Have optimisers change parameters again; all by default."""
+        self.frozen = self.frozen - set(names) if names else frozenset()
+
+    def trainable_slices(self) -> list[slice]:
+        """Ranges of the flat vectors that optimisers change."""
+        slices: list[slice] = []
+        start = 0
+        for name, shape in self._shapes.items():
+            stop = start + math.prod(shape)
+            if name not in self.frozen and slices and slices[-1].stop == start:
+                slices[-1] = slice(slices[-1].start, stop)
+            elif name not in self.frozen:
+                slices.append(slice(start, stop))
+            start = stop
+        return slices
+
     def zero_grad(self) -> None:
         """Set all gradients to zero."""
         self.flat_grads[...] = 0

@@ -10,7 +10,7 @@ import numpy as np
 
 from cylstm import checks, masks, outputs, states, threads, weights
 from cylstm.batches import Batch, is_ragged
-from cylstm.cells import Activation, Cell
+from cylstm.cells import Activation, Cell, Extras
 from cylstm.kernels import sequence
 from cylstm.params import Array, Parameters
 from cylstm.states import Parts, State
@@ -447,7 +447,7 @@ class Recurrent(Parameters):
             asked: dict[str, Any] = {}
             if taped:
                 drawn = {} if rng is None else masks.of_layer(self, depth, batch, rng)
-                asked = self._asked(batch, drawn, checkpoint, record)
+                asked = self._asked(batch.steps, drawn, checkpoint, record)
                 drawings.append(drawn)
                 directions = self._dropped(depth, drawn, directions)
             inside = y_inside if last else None
@@ -503,15 +503,13 @@ class Recurrent(Parameters):
         return checks.size("checkpoint", checkpoint)
 
     def _asked(
-        self, batch: Batch, drawn: masks.Masks, checkpoint: int | str | None, record: bool
+        self, n_steps: int, drawn: masks.Masks, checkpoint: int | str | None, record: bool
     ) -> dict[str, Any]:
         """Collect what one layer's call asks of the kernels besides a plain pass."""
         names = {"recurrent": "recurrent", "zoneout": "zone_h", "zoneout_cell": "zone_c"}
         found = {names[name]: mask for name, mask in drawn.items() if name in names}
-        if "recurrent" in found and batch.segments is not None:
-            found["recurrent"] = found["recurrent"][:, batch.segments.row]
         if checkpoint is not None:
-            steps = math.isqrt(max(0, batch.steps - 1)) + 1 if checkpoint == "sqrt" else checkpoint
+            steps = math.isqrt(max(0, n_steps - 1)) + 1 if checkpoint == "sqrt" else checkpoint
             found["checkpoint"] = steps
         if record:
             found["record"] = True
@@ -681,7 +679,7 @@ class Recurrent(Parameters):
         Returns
         -------
         int
-            For inference it does not depend on T, but for index tables of 3 integers per step,
+            For inference it does not depend on T, but for index tables of 4 integers per step,
             and the outputs between layers. A tape holds per direction, unit (rounded up to whole
             vectors), row and step: LSTM 6 floats (four gates, c, h), GRU 5 (three gates,
             U_n h + b_hn, h), RNN 2; activations other than tanh, sigmoid and relu, or a clip, add
@@ -699,9 +697,7 @@ class Recurrent(Parameters):
         n_threads = threads.number(num_threads)
         forward, backward, sums, between = [], [0], [0], [0]
         checkpoint = self._interval(checkpoint)
-        batch = Batch(np.broadcast_to(self.dtype.type(0), (steps, rows, self.input_size)),
-                      self.input_size, self.dtype, False, None, None, "all")  # fmt: skip
-        extras = batch.extras(True, self._asked(batch, {}, checkpoint, False))
+        extras = Extras(**self._asked(steps, {}, checkpoint, False))
         for depth, packed in enumerate(self._weights(training).layers):
             f, b, g = sequence.workspace(packed, steps, rows, training, n_threads, extras)
             forward.append(f)

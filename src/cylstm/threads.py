@@ -61,11 +61,9 @@ def get_num_threads() -> int:
     return min(available_cpus(), limit)
 
 
-@cache
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity, cut by the cgroup's quota (v2 or v1)."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
+    """CPUs this thread may use: its affinity now, cut by the cgroup's quota (v2 or v1)."""
+    cpus: int = sequence.affinity_count() or os.cpu_count() or 1
     return max(1, min(cpus, _cgroup_quota() or cpus))
 
 
@@ -74,6 +72,7 @@ def _read(name: str) -> str:
         return file.read()
 
 
+@cache
 def _cgroup_quota() -> int | None:
     """Whole CPUs the cgroup's bandwidth limit allows, rounded up; None without a limit."""
     try:

@@ -7,11 +7,10 @@ import pytest
 import torch
 from helpers import DTYPES, assert_close, assert_same_bits
 from test_linear import SHAPES, normal
-from test_losses import BOTH, INVALID, LENGTHS, case
 from test_optim import CASES, STEPS, gradients
 
 import cylstm
-from cylstm import Linear, clip_grad_norm, clip_grad_value, cross_entropy
+from cylstm import Linear, clip_grad_norm, clip_grad_value
 from cylstm.params import Parameters
 
 
@@ -46,22 +45,6 @@ def test_embedding_is_pytorchs():
     assert_close(layer.grads["weight"], twin.weight.grad, 1e-12)
 
 
-@BOTH
-def test_losses_are_pytorchs(loss):
-    functional = torch.nn.functional
-    z, target = case(loss, (4, 3))
-    leaf = torch.from_numpy(z).requires_grad_()
-    for lengths, valid in [(None, np.ones((4, 3), bool)), (LENGTHS, ~INVALID)]:
-        valid = torch.from_numpy(valid)
-        function = functional.cross_entropy if loss is cross_entropy else functional.mse_loss
-        expected = function(leaf[valid], torch.from_numpy(target)[valid])
-        leaf.grad = None
-        expected.backward()
-        got, dz = loss(z, target, lengths=lengths)
-        assert got == pytest.approx(expected.item(), rel=1e-12)
-        assert_close(dz, leaf.grad, 1e-12)
-
-
 @pytest.mark.parametrize(("make", "name", "options"), CASES)
 def test_pytorchs_formulas(make, name, options):
     modules = Linear(3, 5, dtype="float64", rng=0), Linear(5, 2, dtype="float64", rng=1)
@@ -69,7 +52,7 @@ def test_pytorchs_formulas(make, name, options):
     optimizer = make(modules, **options)
     reference = getattr(torch.optim, name)(twins, **options)
     for step in range(STEPS):
-        if step == STEPS // 2:  # lr is a plain attribute
+        if step == STEPS // 2:
             optimizer.lr = reference.param_groups[0]["lr"] = 0.05
         for module, twin in zip(modules, twins, strict=True):
             grads = gradients(step, module.flat_grads.size)

@@ -13,7 +13,7 @@ typedef struct {
 
 enum {
     SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID, ELU,
-    SOFTSIGN, SOFTPLUS, N_ACTIVATIONS
+    SOFTSIGN, SOFTPLUS
 };
 
 /* The rest is for the levels. */

@@ -5,6 +5,11 @@ cdef inline Py_ssize_t chunk_of(Py_ssize_t rows) noexcept nogil:
     return max(1, CHUNK_ENTRIES // max(1, rows))
 
 
+cdef inline Py_ssize_t chunk_entries(Py_ssize_t rows) noexcept nogil:
+    """Most (step, row) pairs of a chunk of backward."""
+    return CHUNK_ROWS if rows > CHUNK_ENTRIES else CHUNK_ENTRIES
+
+
 PICKS = {"all": ALL, "every": EVERY, "last": LAST, "mean": MEAN, "max": MAX, "final": FINAL}
 
 
@@ -441,7 +446,7 @@ cdef class Call:
         cdef Arena arena = self.arena
         cdef Py_ssize_t itemsize = self.level.itemsize, vector = self.level.lanes * itemsize
         cdef Py_ssize_t width = s.w.blocks * vector, out_width = s.w.out_blocks * vector
-        cdef Py_ssize_t entries = max(CHUNK_ENTRIES, s.rows), units = s.w.gates * s.w.hidden
+        cdef Py_ssize_t entries = chunk_entries(s.rows), units = s.w.gates * s.w.hidden
         s.entries = entries
         s.d_x = arena.room(times(entries, s.w.gates), width)
         s.d_h, s.d_h_gates = s.d_x, s.w.gates

@@ -5,21 +5,12 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from cylstm.kernels import sequence
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 LEVELS = ("avx512", "avx2", "neon", "base")
 REALS = {"float32": "f32", "float64": "f64"}
-
-#: Largest error of the cells' sigmoid and tanh, in units in the last place of the exact result,
-#: wherever that is a normal number; results below the normal range are flushed to zero.
-MAX_ULP = {"sigmoid": 2.5, "tanh": 2.75}
 
 
 @cache
@@ -68,31 +59,3 @@ def in_use() -> str:
 def table(dtype: str, isa: str | None = None) -> Any:
     """Return the kernels of one dtype ("float32" or "float64"); by default those in use."""
     return import_module(f"cylstm.kernels.level_{isa or in_use()}_{REALS[dtype]}").table
-
-
-def activation(
-    name: str, x: npt.NDArray[Any], isa: str | None = None, alpha: float = 0.0, beta: float = 0.0
-) -> npt.NDArray[Any]:
-    """Apply an activation of the gates, by the very code the cells use.
-
-    Parameters
-    ----------
-    name : str
-        A key of `sequence.ACTIVATIONS`, such as "sigmoid" or "tanh".
-    x : ndarray of shape (n,), float32 or float64
-    isa : str, optional
-        One of `usable`; default the one in use.
-    alpha, beta : float, default 0.0
-        Parameters of those activations that have them.
-
-    Returns
-    -------
-    ndarray of shape (n,)
-    """
-    if name not in sequence.ACTIVATIONS:
-        raise ValueError(f"name: expected one of {list(sequence.ACTIVATIONS)}, got {name!r}")
-    x = np.ascontiguousarray(x)
-    y: npt.NDArray[Any] = sequence.activation(
-        table(x.dtype.name, isa), (name, alpha, beta), x.reshape(1, 1, -1)
-    )
-    return y.reshape(-1)

@@ -56,7 +56,7 @@ ctypedef struct Weights:
     void *w_hh              # (h_products, blocks, outputs, h_gates, lanes)
     void *bias              # (blocks, summed, lanes)
     void *w_ih_t            # (in_blocks, blocks * G * lanes, lanes); NULL unless backward
-    void *w_hh_t            # (out_blocks, blocks * h_products * h_gates * lanes, lanes); likewise
+    void *w_hh_t            # (out_blocks, blocks * h_products * h_gates * lanes, lanes); the same
     # A step's second product: h from o tanh(c) (projection), or n's from r h (reset before)
     void *w_2               # (out_blocks, hidden, lanes); NULL if there is none
     void *w_2_t             # (blocks, out_blocks * lanes, lanes); NULL unless backward
@@ -135,9 +135,9 @@ ctypedef struct Sequence:
     Py_ssize_t *dx_row      # as x_row and x_step
     Py_ssize_t dx_step
     void *dh                # IN/OUT (rows, out_blocks * lanes) gradient of the state after, then
-    void *dc                # before; (rows, blocks * lanes) likewise, LSTM only
+    void *dc                # before; (rows, blocks * lanes) the same of c, LSTM only
     void *d_x               # (chunk entries, blocks, G, lanes) gradient of input pre-activations
-    void *d_h               # likewise of recurrent ones (h_products * h_gates vectors a block)
+    void *d_h               # gradient of recurrent ones (h_products * h_gates vectors a block)
     Py_ssize_t d_h_gates    # vectors per block of d_h
     void *d_2               # (chunk entries, out_blocks * lanes) gradient of the second product
     void *d_second          # (rows, blocks * lanes) gradient of what it reads
@@ -157,7 +157,8 @@ ctypedef struct Sequence:
 
 ctypedef struct Part:
     # What one thread works on: some rows and blocks over one chunk of steps. Entries are the
-    # (step, row) pairs of a chunk in tape order, counted from `origin = first[chunk start]`.
+    # (step, row) pairs of a chunk in tape order, counted from `origin`. A chunk of backward is of
+    # some steps with all their rows, or of some rows of one step.
     Py_ssize_t step0
     Py_ssize_t step1
     Py_ssize_t row0
@@ -167,9 +168,12 @@ ctypedef struct Part:
     Py_ssize_t out0         # blocks of h; those above if h is not projected
     Py_ssize_t out1
     Py_ssize_t origin
+    Py_ssize_t entries      # backward, as the next: of the chunk
+    Py_ssize_t chunk_row0
+    Py_ssize_t chunk_row1
     void *gates             # inference: (step1 - step0, row1 - row0, blocks, S, lanes)
     void **a                # room for a row pointer per entry
-    void **out              # likewise
+    void **out              # room for a row pointer per entry
     void *panel             # backward: room for 4 vectors per entry
     void *masked            # (row1 - row0, out_blocks * lanes) h times its mask, and back
     void *lines             # norm: room for 3 rows of blocks

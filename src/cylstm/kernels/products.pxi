@@ -307,7 +307,7 @@ cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t
 
 cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept nogil:
     """What sums over entries start from: 0 in the first chunk, which is the last in time."""
-    return zeros if s.active[p.step1] == 0 else NULL
+    return zeros if s.active[p.step1] == 0 and p.chunk_row0 == 0 else NULL
 
 
 cdef void bias_gradient(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
@@ -331,10 +331,10 @@ cdef void weight_gradient(const Sequence *s, const Part *p) noexcept nogil:
     """Add the chunk's share to the packed gradients of the part's blocks."""
     cdef Py_ssize_t block
     for block in range(p.block0, p.block1):
-        input_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
-        recurrent_weight_gradient(s, p, block, s.first[p.step1] - p.origin)
+        input_weight_gradient(s, p, block, p.entries)
+        recurrent_weight_gradient(s, p, block, p.entries)
         if s.w.singles:
-            single_gradient(s, block, s.active[p.step0])
+            single_gradient(s, p, block)
 
 
 cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
@@ -348,7 +348,7 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                     Py_ssize_t entries) noexcept nogil:
-    """Those of U, by separate products where forward has separate ones, and of the second."""
+    """Add gradients of U, by separate products where forward has them, and of the second."""
     cdef Py_ssize_t gates = s.w.h_gates, width = s.w.out_blocks * LANES, unit = block * LANES, k
     for k in range(s.w.h_products):
         if s.d_h != s.d_x:
@@ -364,12 +364,12 @@ cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t
               <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
 
 
-cdef void single_gradient(const Sequence *s, Py_ssize_t block, Py_ssize_t rows) noexcept nogil:
+cdef void single_gradient(const Sequence *s, const Part *p, Py_ssize_t block) noexcept nogil:
     """Weights of single units: the chunk's sums of each row, which start again from 0."""
     cdef Py_ssize_t row, which
     cdef real *at
     cdef real *total
-    for row in range(rows):
+    for row in range(p.chunk_row0, p.chunk_row1):
         for which in range(s.w.singles):
             at = <real *>s.d_singles + ((row * s.w.blocks + block) * s.w.singles + which) * LANES
             total = <real *>s.d_single + (block * s.w.singles + which) * LANES

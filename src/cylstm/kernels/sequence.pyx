@@ -61,6 +61,10 @@ cdef extern from "team.h" nogil:
     bint flag_of(Flag *flag)
     void raise_flag(Flag *flag)
     void lower_flag(Flag *flag)
+    ctypedef struct Claim:
+        pass
+    bint take_claim(Claim *claim)
+    void drop_claim(Claim *claim)
     ctypedef struct Shared:
         pass
     Py_ssize_t told(Shared *at)
@@ -94,6 +98,9 @@ cdef extern from * nogil:
     #define CHUNK_BYTES (256 * 1024)
     /* (step, row) pairs of one chunk: enough for every weight load to serve many of them. */
     #define CHUNK_ENTRIES 256
+    /* Rows of one step that make a chunk where there are more: whole partial sums of the tile, so
+     * that cutting does not change the order of any sum. */
+    #define CHUNK_ROWS (3 * 96)
     /* Rows one thread takes at a time, so that scratch does not grow with the batch. */
     #define GROUP_ROWS 64
     /* Rows that a thread takes at least: a tile's height, more if weights are far away. */
@@ -125,6 +132,7 @@ cdef extern from * nogil:
     """
     const Py_ssize_t CHUNK_BYTES
     const Py_ssize_t CHUNK_ENTRIES
+    const Py_ssize_t CHUNK_ROWS
     const Py_ssize_t GROUP_ROWS
     const Py_ssize_t FEW_ROWS
     const Py_ssize_t MANY_ROWS

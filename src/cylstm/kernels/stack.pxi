@@ -24,7 +24,8 @@ cdef class Stack:
     """
     cdef readonly list layers
     cdef object number
-    cdef list calls     # one per layer; None if there are none, or while they run
+    cdef Claim claim    # of the two that follow
+    cdef list calls     # one per layer; None if there are none
     cdef bint small     # whether they stay on one thread anyway
 
     def __init__(self, list layers not None, number):
@@ -49,8 +50,9 @@ cdef class Stack:
                 return
             first = first or call
             small = small and estimate(call) < SERIAL_SECONDS
-        if let_go(calls):
+        if let_go(calls) and take_claim(&self.claim):
             self.calls, self.small = calls[:], small
+            drop_claim(&self.claim)
 
     def again(self, x, state, bint batch_first, num_threads):
         """Run the last call again.
@@ -59,8 +61,8 @@ cdef class Stack:
         ----------
         x : ndarray of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I)
         state : None, or for an LSTM tuple of (h, c), otherwise h
-            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c
-            likewise.
+            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c is
+            one with H in place of P, or None.
         batch_first : bool
         num_threads : int or None
 
@@ -70,7 +72,17 @@ cdef class Stack:
             None, with nothing done, if there is no such call or if anything is not exactly as
             described (C-contiguous, of the weights' dtype) or not shaped as then.
         """
-        cdef list calls
+        # Who comes from another thread, or from a signal handler, meanwhile does without.
+        if not take_claim(&self.claim):
+            return None
+        try:
+            return self.run(x, state, batch_first, num_threads)
+        finally:
+            drop_claim(&self.claim)
+
+    cdef run(self, x, state, bint batch_first, num_threads):
+        """Do what `again` says, as the one thread that may."""
+        cdef list calls = self.calls
         cdef Call call
         cdef Sequence *s
         cdef Arrays given, found
@@ -78,16 +90,16 @@ cdef class Stack:
         cdef bint rows_first
         cdef int threads = ANY_NUMBER
         cdef Clock clock
-        if self.calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
+        if calls is None or not cnp.PyArray_CheckExact(x) or not 2 <= cnp.PyArray_NDIM(x) <= 3:
             return None
         if not self.small or (num_threads is not None
                               and (type(num_threads) is not int or num_threads < 1)):
-            threads = self.number(num_threads)  # other threads may run meanwhile
+            threads = self.number(num_threads)
         ndim = cnp.PyArray_NDIM(x)
         rows_first = batch_first and ndim == 3
         if not self.fits(&given, x, state, ndim, rows_first, threads):
             return None
-        calls, self.calls = self.calls, None    # who comes from another thread does without
+        self.calls = None       # unless they run to their end
         call = calls[0]
         s, itemsize, n = &call.seq[0], call.level.itemsize, len(calls) * call.directions
         h = made(&found.h, ndim, False, n, s.rows, s.w.outputs, itemsize)
@@ -114,8 +126,6 @@ cdef class Stack:
         cdef Call call
         cdef Sequence *s
         cdef Py_ssize_t itemsize, n
-        if self.calls is None:
-            return False
         if threads != ANY_NUMBER:
             for call in self.calls:
                 if team_size(call, threads) != call.team:

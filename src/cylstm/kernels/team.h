@@ -100,9 +100,13 @@ static pthread_mutex_t threads_lock = PTHREAD_MUTEX_INITIALIZER;
 /* Whether anything is on the list, without the lock. */
 static _Atomic int n_abandoned = 0;
 
+/* How often this process has been forked, and one. */
+static _Atomic int fork_generation = 1;
+
 static void before_fork(void) { pthread_mutex_lock(&threads_lock); }
 static void after_fork(void) { pthread_mutex_unlock(&threads_lock); }
 static void in_child(void) {
+    atomic_fetch_add(&fork_generation, 1);
     atomic_store(&n_helpers, 0);
     for (Job *job = abandoned; job; job = job->next) atomic_store(&job->left, job->hired);
     pthread_mutex_init(&threads_lock, NULL);
@@ -414,6 +418,18 @@ static inline Meeting team_meet(Team *team, ptrdiff_t size, double patience, int
     }
     HANDOVER(MET);
     return began > 0 && seconds() - began > patience ? LATE : MET;
+}
+
+/* A thing that one thread has at a time, or none; who does not get it does without. What a thread
+ * of the parent process had is free in a child. */
+typedef _Atomic int Claim;
+static inline int take_claim(Claim *claim) {
+    const int now = atomic_load(&fork_generation);
+    int holder = atomic_load_explicit(claim, memory_order_relaxed);
+    return holder != now && atomic_compare_exchange_strong(claim, &holder, now);
+}
+static inline void drop_claim(Claim *claim) {
+    atomic_store_explicit(claim, 0, memory_order_release);
 }
 
 /* Whether all threads of a job are to leave as soon as they can. */

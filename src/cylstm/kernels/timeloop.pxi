@@ -3,8 +3,8 @@
 # Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With
 # few, all threads of a direction share the rows, own blocks of units (whose weights stay in their
 # cache) and meet once per step. Backward goes through chunks of time: first the recurrence, split
-# likewise, then the chunk's share of weight and input gradients, claimed piece by piece. The split
-# never changes the order in which anything is added up.
+# the same way, then the chunk's share of weight and input gradients, claimed piece by piece. The
+# split never changes the order in which anything is added up.
 #
 # Where another process needs a processor, a team that meets would wait for a time slice whenever a
 # thread loses its own. In inference the team works in memory that nobody else looks at, and its
@@ -12,12 +12,12 @@
 # have to write what is kept (the tape, gradients), the first to notice says so, the leader goes on
 # alone once all have come, and for a while calls stay on one thread.
 #
-# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads leave
-# at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in the job
-# when a handler raises, forks or calls the layer. team.h has the protocol.
+# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads
+# leave at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in
+# the job when a handler raises, forks or calls the layer. team.h has the protocol.
 
 cdef enum:
-    NEVER = 0x40000000
+    NEVER = 0x7fffffffffffffff
 
 ctypedef struct Clock:
     # When the leader of a call looks for signals again: 0 for not known, -1 for never asked.
@@ -40,7 +40,7 @@ ctypedef struct Run:
     Py_ssize_t chunk_steps
     Py_ssize_t step0        # of this run, as are the next; the call may take several
     Py_ssize_t step1
-    Py_ssize_t begin[2]     # where each direction's team goes on; backward: from there downwards
+    Py_ssize_t begin[2]     # where each direction's team goes on: step; backward: chunks done
     Py_ssize_t reached[2]   # up to where it has come, written by its leader alone
     Team team[2]            # of each direction
     char *scratch           # (threads, scratch_size): private
@@ -56,7 +56,7 @@ ctypedef struct Run:
     Flag paused             # whether all threads are to leave
     Shared crowded          # whether a thread was kept from running
     Shared alone[2]         # meeting of a direction's team after which its leader is alone
-    Shared stop[2]          # end of the chunk after which all leave
+    Shared stop[2]          # step, or number of chunks, after which all leave
     double patience         # seconds to wait for a thread that has its processor
     Clock *clock            # the leader's
 
@@ -266,8 +266,7 @@ cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed)
     """The chunk's share of the weight gradients by block, and of dx by entries."""
     cdef Sequence *s = &run.seq[me.direction]
     cdef Team *team = &run.team[me.direction]
-    cdef Py_ssize_t entries = s.first[p.step1] - p.origin
-    cdef Py_ssize_t items = s.w.blocks + (entries + DX_ENTRIES - 1) // DX_ENTRIES
+    cdef Py_ssize_t items = s.w.blocks + (p.entries + DX_ENTRIES - 1) // DX_ENTRIES
     cdef Py_ssize_t item = team_claim(team) - claimed[0], entry
     while item < items:
         if item < s.w.blocks:
@@ -275,7 +274,7 @@ cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed)
             run.level.weight_gradient(s, p)
         else:
             entry = (item - s.w.blocks) * DX_ENTRIES
-            run.level.input_gradient(s, p, entry, min(entries, entry + DX_ENTRIES))
+            run.level.input_gradient(s, p, entry, min(p.entries, entry + DX_ENTRIES))
         item = team_claim(team) - claimed[0]
     # Every thread of the team fails to claim exactly once.
     claimed[0] += items + me.size
@@ -284,13 +283,15 @@ cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed)
 cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     """Gradients of all pre-activations of a chunk, and the rows they will be multiplied with."""
     cdef Sequence *s = &run.seq[me.direction]
-    cdef Py_ssize_t step, rows = s.active[p.step0], step0 = p.step0, step1 = p.step1
+    cdef Py_ssize_t step, rows = p.chunk_row1 - p.chunk_row0
+    cdef Py_ssize_t step0 = p.step0, step1 = p.step1
     cdef Py_ssize_t phase, phases = 2 + (s.w.w_2 != NULL)
     cdef bint by_rows = me.size == 1 or rows >= run.least_rows * me.size or s.w.norm != NONE
-    p.row0, p.row1, p.block0, p.block1 = 0, rows, 0, s.w.blocks
+    p.row0, p.row1, p.block0, p.block1 = p.chunk_row0, p.chunk_row1, 0, s.w.blocks
     p.out0, p.out1 = 0, s.w.out_blocks
     if by_rows:
-        p.row0, p.row1 = share(rows, me.rank, me.size), share(rows, me.rank + 1, me.size)
+        p.row0 = p.chunk_row0 + share(rows, me.rank, me.size)
+        p.row1 = p.chunk_row0 + share(rows, me.rank + 1, me.size)
     else:
         own_blocks(s, p, me)
     for step in range(step1 - 1, step0 - 1, -1):
@@ -318,24 +319,35 @@ cdef void backward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
 
 
 cdef void backward_direction(Run *run, Py_ssize_t thread, Member *me) noexcept nogil:
-    """Chunk by chunk, from the last step down."""
+    """Chunk by chunk, from the last step down; of a step with many rows, from its first row up."""
     cdef Part p
     cdef Sequence *s = &run.seq[me.direction]
-    cdef Py_ssize_t claimed = 0
+    cdef Py_ssize_t claimed = 0, chunk = 0, rows
     set_up_part(run, &p, thread)
-    p.step1 = run.begin[me.direction]
-    while p.step1 > run.step0 and p.step1 > told(&run.stop[me.direction]):
+    p.step1 = run.step1
+    while p.step1 > run.step0:
         p.step0 = (p.step1 - 1) // run.chunk_steps * run.chunk_steps
-        p.origin = s.first[p.step0]
-        start_chunk(run, thread, me, p.step0)
-        if not backward_recurrence(run, &p, me) or meet(run, s, &p, me) != MET:
-            return
-        weights_and_inputs(run, &p, me, &claimed)
-        if meet(run, s, &p, me) != MET:
-            return
+        rows, p.chunk_row1 = s.active[p.step0], 0
+        while p.chunk_row1 < rows:
+            p.chunk_row0 = p.chunk_row1
+            p.chunk_row1 = rows if rows <= CHUNK_ENTRIES else min(rows, p.chunk_row0 + CHUNK_ROWS)
+            chunk += 1
+            if chunk <= run.begin[me.direction]:
+                continue
+            if chunk > told(&run.stop[me.direction]):
+                return
+            p.origin = s.first[p.step0] + p.chunk_row0
+            p.entries = p.chunk_row1 - p.chunk_row0 if rows > CHUNK_ENTRIES \
+                else s.first[p.step1] - p.origin
+            start_chunk(run, thread, me, chunk)
+            if not backward_recurrence(run, &p, me) or meet(run, s, &p, me) != MET:
+                return
+            weights_and_inputs(run, &p, me, &claimed)
+            if meet(run, s, &p, me) != MET:
+                return
+            if me.rank == 0:
+                run.reached[me.direction] = chunk
         p.step1 = p.step0
-        if me.rank == 0:
-            run.reached[me.direction] = p.step1
 
 
 cdef void work(Job *job, Py_ssize_t rank) noexcept nogil:
@@ -353,7 +365,7 @@ cdef int go(Run *run, Call call, Py_ssize_t threads, Clock *clock) except -1:
     """The work of a call, or of one of its windows, by at most so many threads."""
     cdef Py_ssize_t d
     for d in range(2):
-        run.reached[d] = run.step0 if run.is_forward else run.step1
+        run.reached[d] = run.step0 if run.is_forward else 0
     for d in range(run.groups * run.directions):
         leave_piece(&run.pieces[d], run.step0)
     run.job.work = work
@@ -375,7 +387,7 @@ cdef void go_on(Run *run, Call call, Py_ssize_t threads) noexcept:
     cdef bint all_gone = True, several = False
     lower_flag(&run.paused)
     for d in range(2):
-        tell(&run.stop[d], NEVER if run.is_forward else -1)
+        tell(&run.stop[d], NEVER)
     if run.job.state == IDLE:
         start_teams(run)
         several = threads > 1
@@ -498,8 +510,8 @@ cdef int plan_backward(Run *run, Call call, Py_ssize_t threads) except -1:
     begin_plan(run, call, False)
     run.chunk_steps = chunk_of(s.rows)
     run.least_rows = least_rows(call)
-    run.entries = max(CHUNK_ENTRIES, s.rows)
-    size_scratch(run, call, s.rows)
+    run.entries = chunk_entries(s.rows)
+    size_scratch(run, call, min(s.rows, run.entries))
     run.scratch_size += run.entries * 4 * call.level.lanes * call.level.itemsize
     run.scratch_size = (run.scratch_size + 127) & ~<Py_ssize_t>63
     run.scratch = <char *>call.arena.room(threads, run.scratch_size)
