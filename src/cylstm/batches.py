@@ -106,10 +106,10 @@ class Batch:
         shape: tuple[int, ...] = (self.steps,)
         if self.batched:
             shape = (self.rows, self.steps) if self.batch_first else (self.steps, self.rows)
-        found = self.inward(checks.shape("mask", found, shape))
-        self.lengths = found.sum(axis=0, dtype=np.int64)
+        found = np.array(self.inward(checks.shape("mask", found, shape)), order="C")
+        self.lengths = found.sum(axis=0, dtype=np.int64)  # of the copy: others may write the mask
         self.plain = False
-        self.mask = np.ascontiguousarray(found).view(np.uint8)
+        self.mask = found.view(np.uint8)
 
     def _read_return(self, return_: Any) -> None:
         self.plain = False
