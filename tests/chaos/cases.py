@@ -11,7 +11,7 @@ from cylstm.kernels import sequence
 
 SEEDS = int(os.environ.get("CYLSTM_SEEDS", "1500"))
 FEW, MANY = {"rows": 3, "steps": 30}, {"rows": 40, "steps": 20}
-#: name: (cell, sizes, options), each run as a plain call, forward and backward, and with checkpoints
+#: name: (cell, sizes, options), each run as a plain call, for training, and with checkpoints
 KINDS = {
     "few": ("lstm", (40, 100), {"rows": 7, "steps": 100}),
     "few with lengths": ("lstm", (70, 200), FEW | {"lengths": "random"}),

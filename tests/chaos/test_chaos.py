@@ -1,4 +1,4 @@
-"""Every hand-over between threads, delayed by seeds: the bits of one thread, whatever comes late."""
+"""Every hand-over between threads, delayed by seeds: the bits of one thread, however late."""
 
 import random
 import signal
@@ -41,9 +41,9 @@ def seeds_until(least, count=SEEDS):
 
 def test_bits():
     """Calls of all kinds by turns, in memory that others have just freed."""
-    least = dict.fromkeys(sequence.chaos(0), 10)
+    least = dict.fromkeys(sequence.chaos(0), 3)
     for event in ("CANCELLED", "ABANDON", "GIVEN_UP", "REAPED", "ENTER"):
-        least[event] = max(20, SEEDS // 20)
+        least[event] = max(3, SEEDS // 20)
     for way, name in CASES:
         expected(way, name)
     for seed in seeds_until(least):
@@ -80,7 +80,7 @@ def test_a_thread_that_loses_its_processor_is_left_behind(cell, options):
     problems = [problem(cell, (70, 200), steps=t, rows=3, **options) for t in (300, 60, 60)]
     right = [p.infer(num_threads=1) for p in problems]
     outputs = deque(maxlen=20)
-    for seed in seeds_until({"ABANDON": 24}, 30):
+    for seed in seeds_until({"ABANDON": max(3, SEEDS // 60)}, SEEDS // 50):
         sequence.chaos(seed)
         for p, result in zip(problems, right, strict=True):
             y, state = p.infer(num_threads=2)
@@ -104,7 +104,7 @@ def test_calls_run_again(cell):
     given = [values(layer, 2, seed) for seed in range(4)]
     right = [layer(*one, num_threads=1) for one in given]
     kept = 0
-    for seed in seeds_until({"ABANDON": 12}, SEEDS // 5):
+    for seed in seeds_until({"ABANDON": max(3, SEEDS // 60)}, SEEDS // 5):
         sequence.chaos(seed)
         for one, result in zip(given, right, strict=True):
             kept += layer._packed.again(*one, False, 2) is not None
@@ -148,7 +148,7 @@ def test_python_threads_share_layers_and_tapes():
             assert_same_bits(p.layer.backward(tape, p.dy, num_threads=2 + k % 3), back)
 
     with ThreadPoolExecutor(4) as pool:
-        for seed in seeds_until({"ENTER": 50, "ABANDON": 10}, SEEDS // 40):
+        for seed in seeds_until({"ENTER": SEEDS // 30, "ABANDON": 3}, SEEDS // 40):
             sequence.chaos(seed)
             list(pool.map(work, range(4)))
 

@@ -3,7 +3,8 @@
  *
  * HANDOVER(point) does nothing in other builds. In this one a seed decides, for each thread and each
  * time that it comes to a point, whether it goes on at once, lets others run, or stays there for a
- * while: short against a leader's patience, or long. The same seed makes the same decisions.
+ * while: short against a leader's patience, or long, or long against a whole call. The same seed
+ * makes the same decisions.
  */
 #ifndef CYLSTM_CHAOS_H
 #define CYLSTM_CHAOS_H
@@ -51,7 +52,8 @@ static void chaos_handover(int point) {
     const uint64_t draw = chaos_mix(seed + chaos_mix(chaos_thread * 1000003 + chaos_times++ * 64 +
                                                      (uint64_t)point));
     const uint64_t dice = draw % 1024, often = liking == 0 ? 256 : liking < 3 ? 32 : 4;
-    if (dice < often / 8) chaos_wait(2e-3 * (double)(draw >> 32) / 4294967296.0);
+    if (dice < often / 64) chaos_wait(20e-3 * (double)(draw >> 32) / 4294967296.0);
+    else if (dice < often / 8) chaos_wait(2e-3 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often / 2) chaos_wait(100e-6 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often) sched_yield();
 }
