@@ -64,7 +64,11 @@ def build():
 
 def run_tests(tests):
     """Run tests on the package in the current folder until one fails."""
-    os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "CYLSTM_SEEDS": "60"}
+    os.environ |= {
+        "CYLSTM_ISA": LEVEL,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "CYLSTM_SEEDS": "150",
+    }
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
     paths = [str(ROOT / "tests" / test) for test in tests]

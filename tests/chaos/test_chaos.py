@@ -16,6 +16,7 @@ import cylstm
 from cylstm.kernels import sequence
 
 GENEROUS = 900  # seconds; only a hang takes longer
+LEAST = SEEDS // 50  # how often what seldom happens must have happened; not in a very short run
 
 
 def happened(before=None):
@@ -41,9 +42,7 @@ def seeds_until(least, count=SEEDS):
 
 def test_bits():
     """Calls of all kinds by turns, in memory that others have just freed."""
-    least = dict.fromkeys(sequence.chaos(0), 3)
-    for event in ("CANCELLED", "ABANDON", "GIVEN_UP", "REAPED", "ENTER"):
-        least[event] = max(3, SEEDS // 20)
+    least = dict.fromkeys(sequence.chaos(0), LEAST)
     for way, name in CASES:
         expected(way, name)
     for seed in seeds_until(least):
@@ -61,7 +60,7 @@ def test_few_rows_with_checkpoints():
     layer = cylstm.LSTM(40, 100, rng=0)
     x = np.random.default_rng(0).normal(size=(400, 7, 40)).astype("f")
     right = layer.forward(x, checkpoint="sqrt", num_threads=1)[:2]
-    for seed in seeds_until({"ENTER": SEEDS // 4, "CANCELLED": SEEDS // 10}, SEEDS // 5):
+    for seed in seeds_until({"ENTER": 10 * LEAST, "CANCELLED": LEAST}, SEEDS // 5):
         sequence.chaos(seed)
         y, state, tape = layer.forward(x, checkpoint="sqrt", num_threads=2 + seed % 6)
         assert_same_bits((y, state), right)
@@ -80,7 +79,7 @@ def test_a_thread_that_loses_its_processor_is_left_behind(cell, options):
     problems = [problem(cell, (70, 200), steps=t, rows=3, **options) for t in (300, 60, 60)]
     right = [p.infer(num_threads=1) for p in problems]
     outputs = deque(maxlen=20)
-    for seed in seeds_until({"ABANDON": max(3, SEEDS // 60)}, SEEDS // 50):
+    for seed in seeds_until({"ABANDON": LEAST}, SEEDS // 50):
         sequence.chaos(seed)
         for p, result in zip(problems, right, strict=True):
             y, state = p.infer(num_threads=2)
@@ -104,7 +103,7 @@ def test_calls_run_again(cell):
     given = [values(layer, 2, seed) for seed in range(4)]
     right = [layer(*one, num_threads=1) for one in given]
     kept = 0
-    for seed in seeds_until({"ABANDON": max(3, SEEDS // 60)}, SEEDS // 5):
+    for seed in seeds_until({"ABANDON": LEAST}, SEEDS // 5):
         sequence.chaos(seed)
         for one, result in zip(given, right, strict=True):
             kept += layer._packed.again(*one, False, 2) is not None
@@ -148,7 +147,7 @@ def test_python_threads_share_layers_and_tapes():
             assert_same_bits(p.layer.backward(tape, p.dy, num_threads=2 + k % 3), back)
 
     with ThreadPoolExecutor(4) as pool:
-        for seed in seeds_until({"ENTER": SEEDS // 30, "ABANDON": 3}, SEEDS // 40):
+        for seed in seeds_until({"ENTER": LEAST, "ABANDON": LEAST // 2}, SEEDS // 40):
             sequence.chaos(seed)
             list(pool.map(work, range(4)))
 
