@@ -31,7 +31,9 @@ build() {
         { cat "$scratch/$1/build.log"; exit 1; }
 }
 
-# pytest on the copy named $1, after "env" with the words before "--".
+wrapper=()
+
+# pytest on the copy named $1, with the words before "--" in its environment.
 check() {
     local copy=$scratch/$1 settings=()
     shift
@@ -40,7 +42,8 @@ check() {
         shift
     done
     shift
-    (cd "$copy" && env PYTHONPATH="$copy/src" "${settings[@]}" "$py" -m pytest -q -p no:cacheprovider "$@")
+    (cd "$copy" && "${wrapper[@]}" env PYTHONPATH="$copy/src" "${settings[@]}" \
+        "$py" -m pytest -q -p no:cacheprovider "$@")
 }
 
 libraries() {
@@ -56,8 +59,9 @@ chaos() {
 # Only the threads' own tests: it is twenty times slower, and knows nothing of forks.
 thread() {
     build thread chaos,thread -O1
+    wrapper=(setarch -R) # which this sanitizer needs: no random addresses
     check thread CYLSTM_SEEDS=30 LD_PRELOAD="$(libraries libtsan.so)" \
-        TSAN_OPTIONS="suppressions=$root/tests/chaos/tsan.supp exitcode=66" setarch -R -- \
+        TSAN_OPTIONS="suppressions=$root/tests/chaos/tsan.supp exitcode=66" -- \
         tests/chaos/test_chaos.py -k "bits or checkpoints or share or run_again or left_behind"
 }
 
