@@ -162,10 +162,14 @@ class Parameters:
         else:
             changes = [(self._storage, self._as_values("values", values, self._storage.shape))]
         with self._lock:
-            for old, new in changes:
-                old[...] = new
+            self._write(changes)
             self._version += 1
             self._changed()
+
+    def _write(self, changes: list[tuple[Array, Array]]) -> None:
+        """Change the storage: write new values into views of it; called with the lock held."""
+        for old, new in changes:
+            old[...] = new
 
     def _as_values(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
         array: Array = np.asarray(value)

@@ -33,6 +33,9 @@ cdef extern from "activations.h":
         double alpha
         double beta
 
+cdef extern from "dense.h":
+    enum: PANEL, PACKED_ROWS, TERM_BYTES
+
 ctypedef struct Weights:
     # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o (coupled: i, g, o);
     # RNN its one; GRU n, r, z in input weights and r, z, n in recurrent ones, so that each product
@@ -171,6 +174,25 @@ ctypedef struct Part:
     void *masked            # (row1 - row0, out_blocks * lanes) h times its mask, and back
     void *lines             # norm: room for 3 rows of blocks
 
+ctypedef struct Dense:
+    # A product of two matrices as they are stored, y = f(x w' + bias); strides in elements.
+    Py_ssize_t rows
+    Py_ssize_t depth        # at least 1
+    Py_ssize_t outputs
+    const void *x           # (rows, depth)
+    Py_ssize_t x_row
+    const void *w           # (outputs, depth)
+    Py_ssize_t w_row
+    const void *bias        # (outputs) or NULL
+    bint add                # to what is in `sums`, without bias
+    void *sums              # OUT (rows, outputs); may be y
+    void *y                 # OUT (rows, outputs), f of `sums`; NULL: none
+    Activation f
+    # Units that threads claim: so many rows by so many outputs
+    Py_ssize_t unit_rows
+    Py_ssize_t panel
+    Py_ssize_t panels       # ceil(outputs / panel)
+
 ctypedef struct Level:
     Py_ssize_t lanes
     Py_ssize_t itemsize
@@ -195,3 +217,8 @@ ctypedef struct Level:
                            Py_ssize_t entry1) noexcept nogil
     void (*activation)(const Activation *act, const void *x, void *y,
                        Py_ssize_t n) noexcept nogil
+    void (*d_activation)(const Activation *act, const void *x, const void *dy, void *dx,
+                         Py_ssize_t n) noexcept nogil
+    void (*dense)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil
+    void (*transpose)(const void *a, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t a_row,
+                      void *out) noexcept nogil

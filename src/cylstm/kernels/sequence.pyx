@@ -14,8 +14,8 @@ from cpython.pycapsule cimport (
 )
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
-    Level, Part, Sequence, Weights,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, RNN,
+    SLAB, TERM_BYTES, Activation, Dense, Level, Part, Sequence, Weights,
 )
 
 cnp.import_array()
@@ -416,6 +416,7 @@ cdef int run_backward(Call call, int threads) except -1:
 
 
 include "stack.pxi"
+include "linear.pxi"
 
 
 def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,

@@ -1,0 +1,142 @@
+/* Products of a dense layer, both factors as they are stored: y[r][o] = start + sum over k of
+ * x[r][k] * w[o][k].
+ *
+ * The dot tile: vectors along k, R rows by U outputs of accumulators in registers. The order of
+ * summation is the same for every shape and place, which makes the bits of an output independent of
+ * both: every lane sums its own k, ascending; after each TERM_BYTES of a row the lanes are added up,
+ * always neighbours first, and their sum is added to the output. Short sums keep the rounding error
+ * small, and TERM_BYTES of a few rows stay in the first-level cache.
+ */
+#ifndef CYLSTM_DENSE_H
+#define CYLSTM_DENSE_H
+
+/* A thread takes at most PANEL outputs at a time. From PACKED_ROWS rows on it packs their weights:
+ * aligned, side by side. */
+enum { TERM_BYTES = 4096, PANEL = 192, PACKED_ROWS = 24 };
+
+/* The rest is for the levels. */
+#ifdef CYLSTM_REAL
+#include "simd.h"
+
+/* Outputs of a tile of several rows, and of one of a single row, which needs as many chains. */
+enum { OUTPUTS = 4, ROW_OUTPUTS = 8 };
+#if defined(__AVX512F__) || defined(__aarch64__)
+enum { TILE_ROWS = 6 };
+#define MORE_ROWS(X) X(4) X(5) X(6)
+#else
+enum { TILE_ROWS = 3 };
+#define MORE_ROWS(X)
+#endif
+
+typedef struct {
+    ptrdiff_t depth;        /* number of k */
+    const vec *x;           /* (ceil(depth / LANES), R), zero beyond depth */
+    const real *w;          /* (outputs, depth) */
+    ptrdiff_t w_row;        /* elements from output to output */
+    ptrdiff_t w_step;       /* elements from vector to vector */
+    ptrdiff_t outputs;      /* 1 ... U */
+    const real *start;      /* (outputs) that all rows start from; NULL: from y */
+    real *y;                /* (R, outputs) */
+    ptrdiff_t y_row;
+} Dots;
+
+/* Terms of the rows of a tile. */
+typedef struct { vec at[TILE_ROWS * (TERM_BYTES / sizeof(vec))]; } PackedRows;
+static const real no_bias[ROW_OUTPUTS] = {0};
+
+/* Sums of neighbouring lanes: those of a, then those of b. */
+INLINE vec pairs(vec a, vec b) {
+#ifdef __clang__
+    vec even, odd;
+    for (int i = 0; i < LANES; i++) {
+        even[i] = i < LANES / 2 ? a[2 * i] : b[2 * i - LANES];
+        odd[i] = i < LANES / 2 ? a[2 * i + 1] : b[2 * i + 1 - LANES];
+    }
+    return even + odd;
+#else
+    ivec even, odd;
+    for (int i = 0; i < LANES; i++) {
+        even[i] = 2 * i;
+        odd[i] = 2 * i + 1;
+    }
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+#endif
+}
+
+/* The sum of all lanes of each of four vectors. */
+INLINE void sum_lanes(const vec *v, real *sums) {
+    const vec first = pairs(v[0], v[1]), rest = pairs(v[2], v[3]);
+    if (LANES == 2) {
+        vstore(sums, first);
+        vstore(sums + 2, rest);
+        return;
+    }
+    vec all = pairs(first, rest);
+    for (int n = LANES; n > 4; n /= 2) all = pairs(all, all);
+    memcpy(sums, &all, 4 * sizeof(real));
+}
+
+/* One vector of k, of which n lanes are there. */
+INLINE void add_terms(const int R, const int U, vec *acc, const vec *x, const real **w,
+                      ptrdiff_t n) {
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++) {
+        const vec wv = vload_part(w[u], n);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) acc[r * U + u] = vfma(x[r], wv, acc[r * U + u]);
+    }
+}
+
+INLINE void dot_tile(const int R, const int U, const Dots *d) {
+    vec acc[TILE_ROWS * OUTPUTS > ROW_OUTPUTS ? TILE_ROWS * OUTPUTS : ROW_OUTPUTS];
+    const vec *x = d->x;
+    const real *w[ROW_OUTPUTS];
+    const ptrdiff_t w_step = d->w_step;
+    ptrdiff_t left = d->depth;
+#pragma GCC unroll 8
+    for (int u = 0; u < U; u++) w[u] = d->w + (u < d->outputs ? u : d->outputs - 1) * d->w_row;
+#pragma GCC unroll 32
+    for (int i = 0; i < R * U; i++) acc[i] = vset(0);
+    for (; left >= LANES; left -= LANES, x += R) {
+        add_terms(R, U, acc, x, w, LANES);
+#pragma GCC unroll 8
+        for (int u = 0; u < U; u++) w[u] += w_step;
+    }
+    if (left > 0) add_terms(R, U, acc, x, w, left);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+        real sums[ROW_OUTPUTS], *y = d->y + r * d->y_row;
+        const real *start = d->start ? d->start : y;
+#pragma GCC unroll 2
+        for (int u = 0; u < U; u += 4) sum_lanes(acc + r * U + u, sums + u);
+        if (d->outputs >= U)
+            for (int u = 0; u < U; u++) y[u] = start[u] + sums[u];
+        else
+            for (int u = 0; u < d->outputs; u++) y[u] = start[u] + sums[u];
+    }
+}
+
+/* One function per number of rows, so that each gets its own registers. */
+#define ALL_ROWS(X) X(1) X(2) X(3) MORE_ROWS(X)
+#define DOT_FUNCTION(R) \
+    static __attribute__((noinline)) void dots_##R(const Dots *d) { \
+        dot_tile(R, R == 1 ? ROW_OUTPUTS : OUTPUTS, d); \
+    }
+ALL_ROWS(DOT_FUNCTION)
+
+#define DOT_CASE(R) \
+    case R: dots_##R(d); break;
+static inline void run_dots(ptrdiff_t rows, const Dots *d) {
+    switch (rows) { ALL_ROWS(DOT_CASE) }
+}
+
+/* Rows side by side, vector by vector with room for `width` of them, zero beyond depth. */
+static inline void pack_rows(ptrdiff_t rows, const real *from, ptrdiff_t row, ptrdiff_t depth,
+                             ptrdiff_t width, vec *packed) {
+    for (ptrdiff_t k = 0; k < depth; k += LANES, packed += width)
+        for (ptrdiff_t r = 0; r < rows; r++)
+            packed[r] = vload_part(from + r * row + k, depth - k);
+}
+
+#endif
+#endif

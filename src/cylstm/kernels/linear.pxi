@@ -1,0 +1,351 @@
+# Linear and Embedding: parameters read where they are, dense products, rows looked up.
+
+cdef extern from "guard.h" nogil:
+    ctypedef struct Guard:
+        pass
+    void begin_read(Guard *guard)
+    void end_read(Guard *guard)
+    void begin_write(Guard *guard)
+    void end_write(Guard *guard)
+    void guard_watch_forks()
+
+cdef extern from * nogil:
+    """
+    /* Rows that a thread takes at a time: they pass by one panel of weights after the other. */
+    #define UNIT_ROWS 480
+    /* Units for each thread, so that one that is kept waiting holds up little, and the least. */
+    #define UNITS 4
+    #define LEAST_UNIT_ROWS 48
+    #define LEAST_PANEL 16
+    """
+    const Py_ssize_t UNIT_ROWS
+    const Py_ssize_t UNITS
+    const Py_ssize_t LEAST_UNIT_ROWS
+    const Py_ssize_t LEAST_PANEL
+
+guard_watch_forks()
+
+
+@cython.final
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class Storage:
+    """A module's parameters: calls read them where they are, `write` changes them there.
+
+    Parameters
+    ----------
+    values : ndarray of shape (N,), float32 or float64
+        C-contiguous; changed by `write` only from now on.
+    """
+    cdef Guard guard
+    cdef cnp.ndarray values
+    cdef void *current  # the Snapshot of these values, if anybody still has it
+
+    def __cinit__(self, cnp.ndarray values not None):
+        if not cnp.PyArray_ISCARRAY(values) or values.ndim != 1:
+            raise ValueError("values: expected a writeable, contiguous vector")
+        self.values = values
+        self.current = NULL
+        memset(&self.guard, 0, sizeof(Guard))
+
+    def snapshot(self):
+        """Return the parameters as they are now, and will remain in the snapshot."""
+        cdef Snapshot made = Snapshot.__new__(Snapshot)
+        if self.current != NULL:
+            return <Snapshot>self.current
+        made.storage, made.values, made.data = self, self.values, cnp.PyArray_BYTES(self.values)
+        self.current = <void *>made
+        return made
+
+    def write(self, list changes):
+        """Change parameters when no call reads them; what has a snapshot is copied before.
+
+        Parameters
+        ----------
+        changes : list of tuple of (view, new)
+            C-contiguous arrays of one dtype and size; views of `values`.
+        """
+        cdef Py_ssize_t n = len(changes), i
+        cdef cnp.ndarray view, new
+        cdef Snapshot kept
+        for view, new in changes:
+            if (not cnp.PyArray_ISCARRAY(view) or not cnp.PyArray_ISCARRAY_RO(new)
+                    or view.nbytes != new.nbytes
+                    or cnp.PyArray_TYPE(view) != cnp.PyArray_TYPE(self.values)
+                    or cnp.PyArray_TYPE(new) != cnp.PyArray_TYPE(self.values)):
+                raise ValueError("changes: expected contiguous arrays of one dtype and size")
+        with nogil:
+            begin_write(&self.guard)
+        # With the GIL, so that no fork happens half way; nothing below runs Python code.
+        try:
+            if self.current != NULL:
+                kept = <Snapshot>self.current
+                new = cnp.PyArray_NewCopy(self.values, cnp.NPY_CORDER)
+                kept.values, kept.data = new, cnp.PyArray_BYTES(new)
+                self.current = NULL
+            for i in range(n):
+                view, new = changes[i]
+                memcpy(cnp.PyArray_DATA(view), cnp.PyArray_DATA(new), new.nbytes)
+        finally:
+            end_write(&self.guard)
+
+
+@cython.final
+@cython.no_gc
+@cython.auto_pickle(False)
+cdef class Snapshot:
+    """Parameters as they were at one moment: in their storage until that changes, then a copy."""
+    cdef Storage storage
+    cdef cnp.ndarray values
+    cdef char *data     # of values; to be read between begin_read and end_read
+
+    def __dealloc__(self):
+        if self.storage is not None and self.storage.current == <void *>self:
+            self.storage.current = NULL
+
+    cdef int holds(self, Py_ssize_t start, Py_ssize_t rows, Py_ssize_t columns,
+                   Py_ssize_t itemsize) except -1:
+        if (cnp.PyArray_TYPE(self.values) != type_of(itemsize) or start < 0
+                or times(rows, columns) > cnp.PyArray_SIZE(self.values) - start):
+            raise ValueError(
+                f"weights: expected {rows} x {columns} numbers of {itemsize} bytes from {start} "
+                f"on, got {cnp.PyArray_SIZE(self.values)} of {self.values.itemsize}"
+            )
+        return 0
+
+    def transposed(self, table, Py_ssize_t rows, Py_ssize_t columns):
+        """Return a copy of the first parameter, (rows, columns), as (columns, rows)."""
+        cdef Level *level = level_of(table)
+        self.holds(0, rows, columns, level.itemsize)
+        cdef cnp.ndarray out = empty(1, columns, rows, level.itemsize)[0]
+        cdef void *into = cnp.PyArray_DATA(out)
+        with nogil:
+            begin_read(&self.storage.guard)
+            level.transpose(self.data, rows, columns, columns, into)
+            end_read(&self.storage.guard)
+        return out
+
+    def lookup(self, cnp.ndarray ids not None, cnp.ndarray y not None):
+        """Copy rows of the first parameter.
+
+        Parameters
+        ----------
+        ids : ndarray of intp of shape (n,)
+            Checked by the caller, and nobody else's.
+        y : ndarray of shape (n, width)
+            OUT, C-contiguous.
+        """
+        cdef Py_ssize_t n = len(ids), i, row, width, most
+        cdef const Py_ssize_t *of = <const Py_ssize_t *>cnp.PyArray_DATA(ids)
+        cdef char *into = cnp.PyArray_BYTES(y)
+        width = y.shape[1]
+        row = times(width, y.itemsize)
+        most = cnp.PyArray_SIZE(self.values) // width
+        if (cnp.PyArray_TYPE(ids) != cnp.NPY_INTP or not cnp.PyArray_ISCARRAY_RO(ids)
+                or cnp.PyArray_TYPE(y) != cnp.PyArray_TYPE(self.values)
+                or not cnp.PyArray_ISCARRAY(y) or y.shape[0] != n):
+            raise ValueError("ids, y: expected contiguous arrays that fit")
+        for i in range(n):
+            if not 0 <= of[i] < most:
+                raise ValueError(f"ids: expected integers from 0 to {most - 1}, got {of[i]}")
+        with nogil:
+            begin_read(&self.storage.guard)
+            for i in range(n):
+                memcpy(into + i * row, self.data + of[i] * row, row)
+            end_read(&self.storage.guard)
+
+
+ctypedef struct DenseJob:
+    Job job
+    Team team
+    Dense d
+    Level *level
+    Py_ssize_t units
+    char *panels            # one for each thread
+    Py_ssize_t panel_bytes
+    size_t all_bytes
+
+
+cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
+    """What each thread does: claim units until there are none left."""
+    cdef DenseJob *j = <DenseJob *>job
+    cdef FpMode mode = fp_flush()
+    cdef Py_ssize_t unit = team_claim(&j.team)
+    while unit < j.units:
+        j.level.dense(&j.d, unit, j.panels + rank * j.panel_bytes)
+        unit = team_claim(&j.team)
+    fp_restore(mode)
+
+
+cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
+    """Cut the product into units, and find room for panels. One thread where more do not pay."""
+    cdef Dense *d = &j.d
+    cdef Py_ssize_t itemsize = j.level.itemsize
+    cdef double read = <double>d.depth * d.outputs * itemsize
+    j.job.work = dense_work
+    team_init(&j.team)
+    j.panels, j.panel_bytes, j.all_bytes = NULL, 0, 0
+    if not HAS_OPENMP or max(read * d.rows / 4 / MULTIPLY_ADDS,
+                             read / WEIGHT_BYTES) < SERIAL_SECONDS:
+        threads[0] = 1
+    d.unit_rows, d.panel = min(UNIT_ROWS, d.rows), PANEL
+    if threads[0] > 1 and count_units(d) < UNITS * threads[0]:
+        if d.rows >= LEAST_UNIT_ROWS * threads[0]:
+            d.unit_rows = min(UNIT_ROWS, max(LEAST_UNIT_ROWS, ceil_of(d.rows, UNITS * threads[0])))
+        else:
+            d.panel = max(LEAST_PANEL, min(PANEL, ceil_of(d.outputs, UNITS * threads[0])))
+    j.units = count_units(d)
+    threads[0] = min(threads[0], j.units)
+    if d.unit_rows >= PACKED_ROWS:
+        # A tile takes a few outputs at once, and whole vectors of terms.
+        j.panel_bytes = (min(d.panel, d.outputs) + 7) * min(
+            TERM_BYTES, (d.depth * itemsize + 63) & ~<Py_ssize_t>63)
+        j.all_bytes = j.panel_bytes * threads[0]
+        j.panels = <char *>allocate(&j.all_bytes)
+        if j.panels == NULL:
+            raise MemoryError(f"cannot allocate {j.all_bytes} bytes")
+    return 0
+
+
+cdef inline Py_ssize_t ceil_of(Py_ssize_t a, Py_ssize_t b) noexcept:
+    return (a + b - 1) // b
+
+
+cdef Py_ssize_t count_units(Dense *d) noexcept:
+    d.panels = ceil_of(d.outputs, d.panel)
+    return ceil_of(d.rows, d.unit_rows) * d.panels
+
+
+cdef void run_dense(DenseJob *j, Py_ssize_t threads) noexcept nogil:
+    hire(&j.job, threads - 1)
+    dense_work(&j.job, 0)
+    dismiss(&j.job, False)
+    release(j.panels, j.all_bytes)
+
+
+cdef int describe_dense(Dense *d, x, sums, y, Py_ssize_t outputs, Py_ssize_t itemsize) except -1:
+    """Where the factor x is and what is written; the other factor is the caller's to add."""
+    cdef View view
+    memset(d, 0, sizeof(Dense))
+    d.rows, d.depth, d.outputs = x.shape[0], x.shape[1], outputs
+    look(&view, x[None], itemsize, 1, d.rows, d.depth, "x")
+    d.x, d.x_row = view.data, view.inner // itemsize
+    for name, array in (("sums", sums), ("y", y)):
+        if array is not None:
+            look(&view, array[None], itemsize, 1, d.rows, outputs, name, True)
+            if view.inner != outputs * itemsize and d.rows > 1:
+                raise ValueError(f"{name}: expected a contiguous array, got {array.strides}")
+            if name == "y":
+                d.y = view.data
+            else:
+                d.sums = view.data
+    return 0
+
+
+def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at, sums, y, f,
+           int threads):
+    """Compute f(x W' + b), every row with the bits it has alone.
+
+    Parameters
+    ----------
+    table : capsule
+    x : ndarray of shape (rows, depth)
+        Last axis contiguous.
+    weight : Snapshot
+        Begins with W, (outputs, depth).
+    bias : Snapshot or None
+        b, (outputs,), from element `bias_at` on. Of the storage of `weight`, or another one.
+    sums : ndarray of shape (rows, outputs)
+        OUT, what f is applied to.
+    y : ndarray of shape (rows, outputs) or None
+        OUT; may be `sums`. None without f.
+    f : tuple or None
+        Key of `ACTIVATIONS`, alpha, beta.
+    threads : int
+    """
+    cdef DenseJob j
+    cdef Py_ssize_t count = threads, itemsize
+    cdef Guard *guards[2]
+    j.level = level_of(table)
+    itemsize = j.level.itemsize
+    describe_dense(&j.d, x, sums, y, sums.shape[1], itemsize)
+    weight.holds(0, j.d.outputs, j.d.depth, itemsize)
+    guards[0], guards[1] = &weight.storage.guard, NULL
+    if bias is not None:
+        bias.holds(bias_at, 1, j.d.outputs, itemsize)
+        if bias.storage is not weight.storage:
+            guards[1] = &bias.storage.guard
+    if f is not None:
+        j.d.f = Activation(ACTIVATIONS[f[0]], f[1], f[2])
+    if j.d.rows == 0:
+        return
+    plan_dense(&j, &count)
+    with nogil:
+        begin_read(guards[0])
+        if guards[1] != NULL:
+            begin_read(guards[1])
+        j.d.w, j.d.w_row = weight.data, j.d.depth
+        if bias is not None:
+            j.d.bias = bias.data + bias_at * itemsize
+        run_dense(&j, count)
+        if guards[1] != NULL:
+            end_read(guards[1])
+        end_read(guards[0])
+
+
+def multiply(table, a, b, out, bint add, int threads):
+    """Compute out := a b', or add it; the same bits for any number of rows and threads.
+
+    Parameters
+    ----------
+    table : capsule
+    a : ndarray of shape (rows, depth)
+        Last axis contiguous, as of `b`.
+    b : ndarray of shape (outputs, depth)
+    out : ndarray of shape (rows, outputs)
+        IN, OUT, C-contiguous.
+    add : bool
+    threads : int
+    """
+    cdef DenseJob j
+    cdef Py_ssize_t count = threads
+    cdef View view
+    j.level = level_of(table)
+    describe_dense(&j.d, a, out, None, b.shape[0], j.level.itemsize)
+    look(&view, b[None], j.level.itemsize, 1, j.d.outputs, j.d.depth, "b")
+    j.d.w, j.d.w_row, j.d.add = view.data, view.inner // j.level.itemsize, add
+    if j.d.rows == 0 or j.d.outputs == 0 or j.d.depth == 0:
+        if not add:
+            out[...] = 0
+        return
+    plan_dense(&j, &count)
+    with nogil:
+        run_dense(&j, count)
+
+
+def transposed(table, a):
+    """Return a contiguous copy of the transpose of a matrix whose last axis is contiguous."""
+    cdef Level *level = level_of(table)
+    cdef Py_ssize_t rows = a.shape[0], columns = a.shape[1], row
+    cdef View view
+    look(&view, a[None], level.itemsize, 1, rows, columns, "a")
+    cdef cnp.ndarray out = empty(1, columns, rows, level.itemsize)[0]
+    cdef void *into = cnp.PyArray_DATA(out)
+    row = view.inner // level.itemsize
+    with nogil:
+        level.transpose(view.data, rows, columns, row, into)
+    return out
+
+
+def d_activation(table, tuple f, x, dy):
+    """Return the gradient of x from dy, that of f(x); contiguous arrays of one shape."""
+    cdef Level *level = level_of(table)
+    cdef Activation act = Activation(ACTIVATIONS[f[0]], f[1], f[2])
+    cdef View views[3]
+    cdef Py_ssize_t n = x.size
+    dx = x.copy()
+    for i, (name, array) in enumerate((("x", x), ("dy", dy), ("dx", dx))):
+        look(&views[i], array.reshape(1, 1, n), level.itemsize, 1, 1, n, name)
+    with nogil:
+        level.d_activation(&act, views[0].data, views[1].data, views[2].data, n)
+    return dx
