@@ -256,13 +256,9 @@ class Linear(Stored):
         if tape.f is not None:
             dy_rows = sequence.d_activation(table, tape.f, tape.sums, dy_rows)
         dx = np.empty(tape.x.shape, self.dtype)
-        # Both factors of the kernels' product have their terms side by side: dx := dy (W')' ...
-        weight_t = tape.weight.transposed(table, *tape.shape)
-        sequence.multiply(table, dy_rows, weight_t, dx, False, team)
-        dy_t, x_t = (sequence.transposed(table, a) for a in (dy_rows, tape.x))
+        sequence.linear_dx(table, dy_rows, tape.weight, dx, team)
         with self._owner._lock:  # two threads adding at once would lose a gradient
-            # ... and dW := dW + dy' (x')'
-            sequence.multiply(table, dy_t, x_t, self._owner.grads["weight"], True, team)
+            sequence.linear_dw(table, dy_rows, tape.x, self._owner.grads["weight"], team)
         if self.bias:
             db = dy_rows.sum(axis=0, dtype=np.float64)
             with self._lock:

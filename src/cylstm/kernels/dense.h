@@ -16,17 +16,10 @@ enum { TERM_BYTES = 4096, PANEL = 192, PACKED_ROWS = 24 };
 
 /* The rest is for the levels. */
 #ifdef CYLSTM_REAL
-#include "simd.h"
+#include "tile.h"
 
 /* Outputs of a tile of several rows, and of one of a single row, which needs as many chains. */
-enum { OUTPUTS = 4, ROW_OUTPUTS = 8 };
-#if defined(__AVX512F__) || defined(__aarch64__)
-enum { TILE_ROWS = 6 };
-#define MORE_ROWS(X) X(4) X(5) X(6)
-#else
-enum { TILE_ROWS = 3 };
-#define MORE_ROWS(X)
-#endif
+enum { OUTPUTS = 4, ROW_OUTPUTS = 8, TILE_ROWS = ROWS_BY_4 };
 
 typedef struct {
     ptrdiff_t depth;        /* number of k */
@@ -40,9 +33,9 @@ typedef struct {
     ptrdiff_t y_row;
 } Dots;
 
-/* Terms of the rows of a tile. */
+/* What a tile reads of its rows, and a vector for each of its accumulators. */
 typedef struct { vec at[TILE_ROWS * (TERM_BYTES / sizeof(vec))]; } PackedRows;
-static const real no_bias[ROW_OUTPUTS] = {0};
+typedef struct { vec at[TILE_ROWS * OUTPUTS]; } TileOutputs;
 
 /* Sums of neighbouring lanes: those of a, then those of b. */
 INLINE vec pairs(vec a, vec b) {
@@ -117,17 +110,16 @@ INLINE void dot_tile(const int R, const int U, const Dots *d) {
 }
 
 /* One function per number of rows, so that each gets its own registers. */
-#define ALL_ROWS(X) X(1) X(2) X(3) MORE_ROWS(X)
-#define DOT_FUNCTION(R) \
+#define DOT_FUNCTION(R, G, U) \
     static __attribute__((noinline)) void dots_##R(const Dots *d) { \
         dot_tile(R, R == 1 ? ROW_OUTPUTS : OUTPUTS, d); \
     }
-ALL_ROWS(DOT_FUNCTION)
+UP_TO_BY_4(DOT_FUNCTION, 1, OUTPUTS)
 
-#define DOT_CASE(R) \
+#define DOT_CASE(R, G, U) \
     case R: dots_##R(d); break;
 static inline void run_dots(ptrdiff_t rows, const Dots *d) {
-    switch (rows) { ALL_ROWS(DOT_CASE) }
+    switch (rows) { UP_TO_BY_4(DOT_CASE, 1, OUTPUTS) }
 }
 
 /* Rows side by side, vector by vector with room for `width` of them, zero beyond depth. */

@@ -1,7 +1,7 @@
 # Dense products: which tiles a unit consists of, and in which order they meet the caches.
 
 cdef void dense(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
-    """One unit; `panel` is room for its weights of TERM_BYTES, on a cache line."""
+    """One unit of f(x w' + bias); `panel` is room for TERM_BYTES of its weights, on a cache line."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
     cdef Py_ssize_t k = 0, r, first = row0 * d.outputs + o0
@@ -50,18 +50,87 @@ cdef void add_terms_of(
                 dots.w, dots.depth = w + o * d.w_row, depth
                 dots.w_row, dots.w_step = d.w_row, LANES
             if k == 0 and not d.add:
-                dots.start = no_bias if d.bias == NULL else <const real *>d.bias + o0 + o
+                dots.start = zeros if d.bias == NULL else <const real *>d.bias + o0 + o
             run_dots(end - row, &dots)
             o += step
 
 
-cdef void transpose(
-    const void *a, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t a_row, void *out,
+cdef void multiply(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
+    """One unit of x w, by the register tile; `panel` is room for PANEL rows of its part of w."""
+    cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
+    cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end, k = 0, depth
+    cdef PackedRows x
+    while k < d.depth:
+        depth = min(PANEL, d.depth - k)
+        pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, <vec *>panel)
+        for tile in range(tiles):
+            row, end = row0 + rows * tile // tiles, row0 + rows * (tile + 1) // tiles
+            pack_terms(d, row, end - row, k, depth, <real *>x.at)
+            multiply_tile(d, row, end - row, o0, outputs, k, depth, <const real *>x.at,
+                          <const vec *>panel)
+        k += PANEL
+
+
+cdef void pack_outputs(const real *w, Py_ssize_t w_row, Py_ssize_t depth, Py_ssize_t outputs,
+                       vec *panel) noexcept nogil:
+    """Vectors that a tile takes together side by side, term by term, zero beyond the outputs."""
+    cdef Py_ssize_t k, v, vectors = (outputs + LANES - 1) // LANES, first, width
+    for k in range(depth):
+        for v in range(vectors):
+            first = v // OUTPUTS * OUTPUTS
+            width = min(OUTPUTS, vectors - first)
+            panel[first * depth + k * width + v - first] = vload_part(
+                w + k * w_row + v * LANES, outputs - v * LANES)
+
+
+cdef void pack_terms(const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t k0,
+                     Py_ssize_t depth, real *packed) noexcept nogil:
+    """Rows of x side by side, term by term."""
+    cdef const real *x = <const real *>d.x + row * d.x_row + k0 * d.x_step
+    cdef Py_ssize_t k, r
+    for k in range(depth):
+        for r in range(rows):
+            packed[k * rows + r] = x[r * d.x_row + k * d.x_step]
+
+
+cdef void multiply_tile(
+    const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
+    Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *panel,
 ) noexcept nogil:
-    """(columns, rows) from (rows, columns), in squares with sides of a cache line."""
-    cdef Py_ssize_t i0, j0, i, j
-    for i0 in range(0, rows, 16):
-        for j0 in range(0, columns, 16):
-            for j in range(j0, min(columns, j0 + 16)):
-                for i in range(i0, min(rows, i0 + 16)):
-                    (<real *>out)[j * rows + i] = (<const real *>a)[i * a_row + j]
+    """The next terms of a few rows."""
+    cdef Py_ssize_t vectors = (outputs + LANES - 1) // LANES, v = 0, r, part, width
+    cdef const real *rows_of_x[8]
+    cdef real *out[8]
+    cdef TileOutputs last
+    cdef Tile t
+    cdef real *sums
+    t.depth, t.a, t.a_step, t.w_block = depth, rows_of_x, rows, LANES
+    t.out, t.out_start, t.out_block, t.out_far = out, 0, LANES, False
+    t.init, t.init_block = NULL, LANES
+    if k == 0 and not d.add:
+        t.init = zeros
+    for r in range(rows):
+        rows_of_x[r] = x + r
+    while v < vectors:
+        width = min(OUTPUTS, vectors - v)
+        part = outputs - (v + width - 1) * LANES    # of its last vector
+        t.w, t.w_step = <const real *>(panel + v * depth), width * LANES
+        for r in range(rows):
+            sums = <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES
+            out[r] = sums
+            if part < LANES:
+                out[r] = <real *>(last.at + r * OUTPUTS)
+                copy_part(sums, out[r], width, part)
+        run_tile(rows, 1, width, &t)
+        if part < LANES:
+            for r in range(rows):
+                copy_part(out[r], <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES, width,
+                          part)
+        v += OUTPUTS
+
+
+cdef inline void copy_part(const real *source, real *into, Py_ssize_t vectors,
+                           Py_ssize_t part) noexcept nogil:
+    """Vectors, of the last of which only a part is there."""
+    memcpy(into, source, ((vectors - 1) * LANES + part) * sizeof(real))

@@ -175,13 +175,15 @@ ctypedef struct Part:
     void *lines             # norm: room for 3 rows of blocks
 
 ctypedef struct Dense:
-    # A product of two matrices as they are stored, y = f(x w' + bias); strides in elements.
+    # A product of matrices as they are stored; strides in elements. Two forms: x w' + bias, both
+    # with their terms side by side, then f; and x w, whose outputs lie side by side as in w.
     Py_ssize_t rows
-    Py_ssize_t depth        # at least 1
+    Py_ssize_t depth        # number of terms, at least 1
     Py_ssize_t outputs
     const void *x           # (rows, depth)
     Py_ssize_t x_row
-    const void *w           # (outputs, depth)
+    Py_ssize_t x_step       # from term to term; 1 in the first form
+    const void *w           # (outputs, depth); (depth, outputs)
     Py_ssize_t w_row
     const void *bias        # (outputs) or NULL
     bint add                # to what is in `sums`, without bias
@@ -220,5 +222,4 @@ ctypedef struct Level:
     void (*d_activation)(const Activation *act, const void *x, const void *dy, void *dx,
                          Py_ssize_t n) noexcept nogil
     void (*dense)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil
-    void (*transpose)(const void *a, Py_ssize_t rows, Py_ssize_t columns, Py_ssize_t a_row,
-                      void *out) noexcept nogil
+    void (*multiply)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil

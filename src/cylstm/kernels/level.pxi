@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, RNN, SLAB,
-    TERM_BYTES, Activation, Dense, Level, Norm, Part, Sequence,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, RNN,
+    SLAB, TERM_BYTES, Activation, Dense, Level, Norm, Part, Sequence,
 )
 
 cdef extern from "simd.h" nogil:
@@ -67,7 +67,8 @@ cdef extern from "dense.h" nogil:
         Py_ssize_t y_row
     ctypedef struct PackedRows:
         vec *at
-    const real *no_bias
+    ctypedef struct TileOutputs:
+        vec *at
     void run_dots(Py_ssize_t rows, const Dots *dots)
     void pack_rows(Py_ssize_t rows, const real *a, Py_ssize_t a_row, Py_ssize_t depth,
                    Py_ssize_t width, vec *packed)
@@ -117,6 +118,6 @@ level.input_gradient = input_gradient
 level.activation = activation
 level.d_activation = d_activation
 level.dense = dense
-level.transpose = transpose
+level.multiply = multiply
 
 table = PyCapsule_New(&level, "cylstm.Level", NULL)

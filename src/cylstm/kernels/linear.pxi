@@ -16,7 +16,7 @@ cdef extern from * nogil:
     /* Units for each thread, so that one that is kept waiting holds up little, and the least. */
     #define UNITS 4
     #define LEAST_UNIT_ROWS 48
-    #define LEAST_PANEL 16
+    #define LEAST_PANEL 64
     """
     const Py_ssize_t UNIT_ROWS
     const Py_ssize_t UNITS
@@ -113,18 +113,6 @@ cdef class Snapshot:
             )
         return 0
 
-    def transposed(self, table, Py_ssize_t rows, Py_ssize_t columns):
-        """Return a copy of the first parameter, (rows, columns), as (columns, rows)."""
-        cdef Level *level = level_of(table)
-        self.holds(0, rows, columns, level.itemsize)
-        cdef cnp.ndarray out = empty(1, columns, rows, level.itemsize)[0]
-        cdef void *into = cnp.PyArray_DATA(out)
-        with nogil:
-            begin_read(&self.storage.guard)
-            level.transpose(self.data, rows, columns, columns, into)
-            end_read(&self.storage.guard)
-        return out
-
     def lookup(self, cnp.ndarray ids not None, cnp.ndarray y not None):
         """Copy rows of the first parameter.
 
@@ -160,6 +148,7 @@ ctypedef struct DenseJob:
     Team team
     Dense d
     Level *level
+    void (*unit)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil
     Py_ssize_t units
     char *panels            # one for each thread
     Py_ssize_t panel_bytes
@@ -172,7 +161,7 @@ cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
     cdef FpMode mode = fp_flush()
     cdef Py_ssize_t unit = team_claim(&j.team)
     while unit < j.units:
-        j.level.dense(&j.d, unit, j.panels + rank * j.panel_bytes)
+        j.unit(&j.d, unit, j.panels + rank * j.panel_bytes)
         unit = team_claim(&j.team)
     fp_restore(mode)
 
@@ -180,31 +169,40 @@ cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
 cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
     """Cut the product into units, and find room for panels. One thread where more do not pay."""
     cdef Dense *d = &j.d
-    cdef Py_ssize_t itemsize = j.level.itemsize
+    cdef Py_ssize_t itemsize = j.level.itemsize, most, terms
+    cdef bint dots = j.unit == j.level.dense
     cdef double read = <double>d.depth * d.outputs * itemsize
     j.job.work = dense_work
     team_init(&j.team)
-    j.panels, j.panel_bytes, j.all_bytes = NULL, 0, 0
     if not HAS_OPENMP or max(read * d.rows / 4 / MULTIPLY_ADDS,
                              read / WEIGHT_BYTES) < SERIAL_SECONDS:
         threads[0] = 1
-    d.unit_rows, d.panel = min(UNIT_ROWS, d.rows), PANEL
+    most = PANEL if dots else TERM_BYTES // itemsize
+    d.unit_rows, d.panel = min(UNIT_ROWS, d.rows), most
     if threads[0] > 1 and count_units(d) < UNITS * threads[0]:
         if d.rows >= LEAST_UNIT_ROWS * threads[0]:
             d.unit_rows = min(UNIT_ROWS, max(LEAST_UNIT_ROWS, ceil_of(d.rows, UNITS * threads[0])))
         else:
-            d.panel = max(LEAST_PANEL, min(PANEL, ceil_of(d.outputs, UNITS * threads[0])))
+            d.panel = max(LEAST_PANEL, min(most, ceil_of(d.outputs, UNITS * threads[0])))
     j.units = count_units(d)
     threads[0] = min(threads[0], j.units)
-    if d.unit_rows >= PACKED_ROWS:
-        # A tile takes a few outputs at once, and whole vectors of terms.
-        j.panel_bytes = (min(d.panel, d.outputs) + 7) * min(
-            TERM_BYTES, (d.depth * itemsize + 63) & ~<Py_ssize_t>63)
-        j.all_bytes = j.panel_bytes * threads[0]
+    # Room for whole tiles of whole vectors.
+    terms = min(TERM_BYTES // itemsize if dots else PANEL, d.depth)
+    j.panel_bytes = whole(min(d.panel, d.outputs)) * whole(terms) * itemsize
+    if dots and d.unit_rows < PACKED_ROWS:
+        j.panel_bytes = 0
+    j.all_bytes = j.panel_bytes * threads[0]
+    j.panels = NULL
+    if j.all_bytes > 0:
         j.panels = <char *>allocate(&j.all_bytes)
         if j.panels == NULL:
             raise MemoryError(f"cannot allocate {j.all_bytes} bytes")
     return 0
+
+
+cdef inline Py_ssize_t whole(Py_ssize_t n) noexcept:
+    """Rounded up to the lanes of the widest vectors."""
+    return (n + 15) & ~<Py_ssize_t>15
 
 
 cdef inline Py_ssize_t ceil_of(Py_ssize_t a, Py_ssize_t b) noexcept:
@@ -223,22 +221,12 @@ cdef void run_dense(DenseJob *j, Py_ssize_t threads) noexcept nogil:
     release(j.panels, j.all_bytes)
 
 
-cdef int describe_dense(Dense *d, x, sums, y, Py_ssize_t outputs, Py_ssize_t itemsize) except -1:
-    """Where the factor x is and what is written; the other factor is the caller's to add."""
-    cdef View view
-    memset(d, 0, sizeof(Dense))
-    d.rows, d.depth, d.outputs = x.shape[0], x.shape[1], outputs
-    look(&view, x[None], itemsize, 1, d.rows, d.depth, "x")
-    d.x, d.x_row = view.data, view.inner // itemsize
-    for name, array in (("sums", sums), ("y", y)):
-        if array is not None:
-            look(&view, array[None], itemsize, 1, d.rows, outputs, name, True)
-            if view.inner != outputs * itemsize and d.rows > 1:
-                raise ValueError(f"{name}: expected a contiguous array, got {array.strides}")
-            if name == "y":
-                d.y = view.data
-            else:
-                d.sums = view.data
+cdef int look_matrix(View *view, array, Py_ssize_t itemsize, str name, Py_ssize_t rows,
+                     Py_ssize_t columns, bint written=False) except -1:
+    """Check a matrix of this shape; one that is written must be contiguous."""
+    look(view, array[None], itemsize, 1, rows, columns, name, written)
+    if written and rows > 1 and view.inner != columns * itemsize:
+        raise ValueError(f"{name}: expected a contiguous array, got strides {array.strides}")
     return 0
 
 
@@ -256,7 +244,7 @@ def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at
     bias : Snapshot or None
         b, (outputs,), from element `bias_at` on. Of the storage of `weight`, or another one.
     sums : ndarray of shape (rows, outputs)
-        OUT, what f is applied to.
+        OUT, C-contiguous, what f is applied to.
     y : ndarray of shape (rows, outputs) or None
         OUT; may be `sums`. None without f.
     f : tuple or None
@@ -264,77 +252,115 @@ def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at
     threads : int
     """
     cdef DenseJob j
+    cdef Dense *d = &j.d
+    cdef View view
     cdef Py_ssize_t count = threads, itemsize
-    cdef Guard *guards[2]
+    cdef Guard *guard = &weight.storage.guard
+    cdef Guard *other = NULL
+    memset(d, 0, sizeof(Dense))
     j.level = level_of(table)
+    j.unit = j.level.dense
     itemsize = j.level.itemsize
-    describe_dense(&j.d, x, sums, y, sums.shape[1], itemsize)
-    weight.holds(0, j.d.outputs, j.d.depth, itemsize)
-    guards[0], guards[1] = &weight.storage.guard, NULL
-    if bias is not None:
-        bias.holds(bias_at, 1, j.d.outputs, itemsize)
-        if bias.storage is not weight.storage:
-            guards[1] = &bias.storage.guard
+    d.rows, d.depth, d.outputs, d.x_step = x.shape[0], x.shape[1], sums.shape[1], 1
+    look_matrix(&view, x, itemsize, "x", d.rows, d.depth)
+    d.x, d.x_row = view.data, view.inner // itemsize
+    look_matrix(&view, sums, itemsize, "sums", d.rows, d.outputs, True)
+    d.sums = view.data
     if f is not None:
-        j.d.f = Activation(ACTIVATIONS[f[0]], f[1], f[2])
-    if j.d.rows == 0:
+        look_matrix(&view, y, itemsize, "y", d.rows, d.outputs, True)
+        d.y = view.data
+        d.f = Activation(ACTIVATIONS[f[0]], f[1], f[2])
+    weight.holds(0, d.outputs, d.depth, itemsize)
+    if bias is not None:
+        bias.holds(bias_at, 1, d.outputs, itemsize)
+        if bias.storage is not weight.storage:
+            other = &bias.storage.guard
+    if d.rows == 0:
         return
     plan_dense(&j, &count)
     with nogil:
-        begin_read(guards[0])
-        if guards[1] != NULL:
-            begin_read(guards[1])
-        j.d.w, j.d.w_row = weight.data, j.d.depth
+        begin_read(guard)
+        if other != NULL:  # of a layer that reads this storage, never the other way round
+            begin_read(other)
+        d.w, d.w_row = weight.data, d.depth
         if bias is not None:
-            j.d.bias = bias.data + bias_at * itemsize
+            d.bias = bias.data + bias_at * itemsize
         run_dense(&j, count)
-        if guards[1] != NULL:
-            end_read(guards[1])
-        end_read(guards[0])
+        if other != NULL:
+            end_read(other)
+        end_read(guard)
 
 
-def multiply(table, a, b, out, bint add, int threads):
-    """Compute out := a b', or add it; the same bits for any number of rows and threads.
+cdef int describe_product(DenseJob *j, table, dy, out, Py_ssize_t out_rows) except -1:
+    """A gradient: dy times a matrix that is still to be named, into `out` of so many rows."""
+    cdef Dense *d = &j.d
+    cdef View view
+    memset(d, 0, sizeof(Dense))
+    j.level = level_of(table)
+    j.unit = j.level.multiply
+    d.rows, d.depth, d.outputs, d.x_step = dy.shape[0], dy.shape[1], out.shape[1], 1
+    look_matrix(&view, dy, j.level.itemsize, "dy", d.rows, d.depth)
+    d.x, d.x_row = view.data, view.inner // j.level.itemsize
+    look_matrix(&view, out, j.level.itemsize, "out", out_rows, d.outputs, True)
+    d.sums = view.data
+    return 0
+
+
+def linear_dx(table, dy, Snapshot weight not None, dx, int threads):
+    """Compute dx := dy W.
 
     Parameters
     ----------
     table : capsule
-    a : ndarray of shape (rows, depth)
-        Last axis contiguous, as of `b`.
-    b : ndarray of shape (outputs, depth)
-    out : ndarray of shape (rows, outputs)
-        IN, OUT, C-contiguous.
-    add : bool
+    dy : ndarray of shape (rows, outputs)
+        Last axis contiguous.
+    weight : Snapshot
+        Begins with W, (outputs, inputs).
+    dx : ndarray of shape (rows, inputs)
+        OUT, C-contiguous.
     threads : int
     """
     cdef DenseJob j
     cdef Py_ssize_t count = threads
-    cdef View view
-    j.level = level_of(table)
-    describe_dense(&j.d, a, out, None, b.shape[0], j.level.itemsize)
-    look(&view, b[None], j.level.itemsize, 1, j.d.outputs, j.d.depth, "b")
-    j.d.w, j.d.w_row, j.d.add = view.data, view.inner // j.level.itemsize, add
-    if j.d.rows == 0 or j.d.outputs == 0 or j.d.depth == 0:
-        if not add:
-            out[...] = 0
+    describe_product(&j, table, dy, dx, dy.shape[0])
+    weight.holds(0, j.d.depth, j.d.outputs, j.level.itemsize)
+    if j.d.rows == 0:
         return
     plan_dense(&j, &count)
     with nogil:
+        begin_read(&weight.storage.guard)
+        j.d.w, j.d.w_row = weight.data, j.d.outputs
         run_dense(&j, count)
+        end_read(&weight.storage.guard)
 
 
-def transposed(table, a):
-    """Return a contiguous copy of the transpose of a matrix whose last axis is contiguous."""
-    cdef Level *level = level_of(table)
-    cdef Py_ssize_t rows = a.shape[0], columns = a.shape[1], row
+def linear_dw(table, dy, x, dw, int threads):
+    """Compute dW := dW + dy' x.
+
+    Parameters
+    ----------
+    table : capsule
+    dy : ndarray of shape (rows, outputs)
+        Last axis contiguous, as of `x`.
+    x : ndarray of shape (rows, inputs)
+    dw : ndarray of shape (outputs, inputs)
+        IN, OUT, C-contiguous.
+    threads : int
+    """
+    cdef DenseJob j
     cdef View view
-    look(&view, a[None], level.itemsize, 1, rows, columns, "a")
-    cdef cnp.ndarray out = empty(1, columns, rows, level.itemsize)[0]
-    cdef void *into = cnp.PyArray_DATA(out)
-    row = view.inner // level.itemsize
+    cdef Py_ssize_t count = threads
+    describe_product(&j, table, dy, dw, dy.shape[1])
+    look_matrix(&view, x, j.level.itemsize, "x", j.d.rows, j.d.outputs)
+    if j.d.rows == 0:
+        return
+    # By the transpose of dy: its outputs are the rows.
+    j.d.rows, j.d.depth = j.d.depth, j.d.rows
+    j.d.x_row, j.d.x_step = 1, j.d.x_row
+    j.d.w, j.d.w_row, j.d.add = view.data, view.inner // j.level.itemsize, True
+    plan_dense(&j, &count)
     with nogil:
-        level.transpose(view.data, rows, columns, row, into)
-    return out
+        run_dense(&j, count)
 
 
 def d_activation(table, tuple f, x, dy):
