@@ -137,7 +137,11 @@ class Embedding(Stored):
 
     def _read(self, name: str, value: Any) -> npt.NDArray[np.intp]:
         """Check ids, on a copy: another thread may be writing into the caller's array."""
-        ids = np.array(value)
+        try:
+            ids = np.array(value)
+        except Exception as error:  # whatever another library raises
+            got = f"{type(value).__name__}: {error}"
+            raise TypeError(f"{name}: expected an array of integers, got {got}") from None
         if ids.size == 0 and isinstance(value, (list, tuple)):  # NumPy takes them for floats
             ids = ids.astype(np.intp)
         if ids.dtype.kind not in "iu":

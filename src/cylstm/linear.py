@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LinearTape(NamedTuple):
-    """What `Linear.backward` needs: the input, the weights as they were, and what f is applied to."""
+    """What `Linear.backward` needs: the input, the weights as they were, and x W' + b."""
 
     x: Array
     layout: ragged.Layout
@@ -192,31 +193,40 @@ class Linear(Stored):
         ValueError
             The last axis of `x` is not `in_features` long, or `num_threads` is below 1.
         """
-        return self._run(x, num_threads, True)
+        y, tape = self._run(x, num_threads, True)
+        assert tape is not None
+        return y, tape
 
-    def _run(self, x: Any, num_threads: int | None, taped: bool) -> tuple[Any, LinearTape]:
+    def _run(self, x: Any, num_threads: int | None, taped: bool) -> tuple[Any, LinearTape | None]:
         team = threads.number(num_threads)
         rows, layout = ragged.matrix("x", x, self.in_features, self.dtype)
-        shape = self.out_features, self.in_features
         sums = np.empty((len(rows), self.out_features), self.dtype)
-        y = None
-        if self._f is not None:
-            y = np.empty_like(sums) if taped else sums
-        weight = bias = self._owner._snapshot()
-        start = 0
-        if not self.bias:
-            bias = None
-        elif self.tied_to is not None:
-            bias = self._snapshot()
-        else:
-            start = self._storage.size - self.out_features
-        sequence.linear(self._table(), rows, weight, bias, start, sums, y, self._f, team)
-        kept = sums if taped and self._f is not None else None
-        tape = LinearTape(rows, layout, weight, shape, self._f, kept)
-        return layout.outward(sums if y is None else y), tape
+        y = sums
+        if taped and self._f is not None:
+            y = np.empty_like(sums)  # the tape keeps what f is applied to
+        weight = self._owner._snapshot()
+        bias, start = weight, self.out_features * self.in_features
+        if self.tied_to is not None:
+            bias, start = self._snapshot(), 0
+        sequence.linear(
+            self._table, rows, weight, bias if self.bias else None, start, sums, y, self._f, team
+        )
+        if not taped:
+            return layout.outward(y), None
+        shape = self.out_features, self.in_features
+        tape = LinearTape(rows, layout, weight, shape, self._f, None if y is sums else sums)
+        return layout.outward(y), tape
 
+    @cached_property
     def _table(self) -> Any:
+        """The kernels of this dtype."""
         return dispatch.table(self.dtype.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the kernels, too: those of another machine may differ."""
+        state = super().__getstate__()
+        state.pop("_table", None)
+        return state
 
     def backward(
         self, tape: LinearTape, dy: npt.ArrayLike, *, num_threads: int | None = None
@@ -251,9 +261,9 @@ class Linear(Stored):
         expected = (self.out_features, self.in_features), self.dtype, self._f
         if (got := (tape.shape, tape.x.dtype, tape.f)) != expected:
             raise ValueError(f"tape: expected weights, dtype, activation {expected}, got {got}")
-        team, table = threads.number(num_threads), self._table()
+        team, table = threads.number(num_threads), self._table
         dy_rows = tape.layout.inward("dy", dy, self.out_features, self.dtype)
-        if tape.f is not None:
+        if tape.f is not None and tape.sums is not None:
             dy_rows = sequence.d_activation(table, tape.f, tape.sums, dy_rows)
         dx = np.empty(tape.x.shape, self.dtype)
         sequence.linear_dx(table, dy_rows, tape.weight, dx, team)

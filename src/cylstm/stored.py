@@ -26,7 +26,7 @@ class Stored(Parameters):
     _shared: sequence.Storage
 
     def _make_views(self) -> None:
-        self._storage = np.require(self._storage, requirements="CAW")
+        self._storage = np.require(self._storage, requirements=["C", "A", "W"])
         super()._make_views()
         self._shared = sequence.Storage(self._storage)
 

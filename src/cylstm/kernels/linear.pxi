@@ -1,5 +1,7 @@
 # Linear and Embedding: parameters read where they are, dense products, rows looked up.
 
+from numpy import require as np_require
+
 cdef extern from "guard.h" nogil:
     ctypedef struct Guard:
         pass
@@ -113,6 +115,21 @@ cdef class Snapshot:
             )
         return 0
 
+    def copy(self):
+        """Return a copy of all parameters, as one vector."""
+        cdef cnp.ndarray out = cnp.PyArray_EMPTY(
+            1, cnp.PyArray_DIMS(self.values), cnp.PyArray_TYPE(self.values), 0)
+        cdef char *into = cnp.PyArray_BYTES(out)
+        cdef size_t size = out.nbytes
+        with nogil:
+            begin_read(&self.storage.guard)
+            memcpy(into, self.data, size)
+            end_read(&self.storage.guard)
+        return out
+
+    def __reduce__(self):
+        return snapshot_of, (self.copy(),)
+
     def lookup(self, cnp.ndarray ids not None, cnp.ndarray y not None):
         """Copy rows of the first parameter.
 
@@ -141,6 +158,11 @@ cdef class Snapshot:
             for i in range(n):
                 memcpy(into + i * row, self.data + of[i] * row, row)
             end_read(&self.storage.guard)
+
+
+def snapshot_of(values):
+    """Return a snapshot of a vector that nobody changes, as pickled tapes have."""
+    return Storage(np_require(values, requirements=["C", "A", "W"])).snapshot()
 
 
 ctypedef struct DenseJob:
