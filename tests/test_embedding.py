@@ -215,7 +215,9 @@ def test_embedding_bad_lists():
         ([np.ones((2, 3))], "a list of 2 arrays, got 1"),
         ([np.ones((2, 3)), np.ones((2, 3))], None),
     ]:
-        expected = r"^dy\[1\]: expected shape \(1, 3\)" if message is None else "^dy: expected " + message
+        expected = (
+            r"^dy\[1\]: expected shape \(1, 3\)" if message is None else "^dy: expected " + message
+        )
         with pytest.raises(ValueError, match=expected):
             layer.backward(tape, dy)
     assert not layer.flat_grads.any()

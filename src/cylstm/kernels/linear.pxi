@@ -385,7 +385,7 @@ def linear_dw(table, dy, x, dw, int threads):
         run_dense(&j, count)
 
 
-def d_activation(table, tuple f, x, dy):
+def d_activation(table, f, x, dy):
     """Return the gradient of x from dy, that of f(x); contiguous arrays of one shape."""
     cdef Level *level = level_of(table)
     cdef Activation act = Activation(ACTIVATIONS[f[0]], f[1], f[2])
