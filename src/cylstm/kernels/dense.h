@@ -31,6 +31,8 @@ typedef struct {
     const real *start;      /* (outputs) that all rows start from; NULL: from y */
     real *y;                /* (R, outputs) */
     ptrdiff_t y_row;
+    const real *ahead;      /* rows of w to fetch, which are far away and needed soon */
+    ptrdiff_t aheads;       /* how many */
 } Dots;
 
 /* What a tile reads of its rows, and a vector for each of its accumulators. */
@@ -84,13 +86,15 @@ INLINE void dot_tile(const int R, const int U, const Dots *d) {
     vec acc[TILE_ROWS * OUTPUTS > ROW_OUTPUTS ? TILE_ROWS * OUTPUTS : ROW_OUTPUTS];
     const vec *x = d->x;
     const real *w[ROW_OUTPUTS];
-    const ptrdiff_t w_step = d->w_step;
+    const ptrdiff_t w_step = d->w_step, aheads = d->aheads;
     ptrdiff_t left = d->depth;
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++) w[u] = d->w + (u < d->outputs ? u : d->outputs - 1) * d->w_row;
 #pragma GCC unroll 32
     for (int i = 0; i < R * U; i++) acc[i] = vset(0);
     for (; left >= LANES; left -= LANES, x += R) {
+        for (ptrdiff_t i = 0; i < aheads; i++)
+            __builtin_prefetch(d->ahead + i * d->w_row + (d->depth - left), 0, 2);
         add_terms(R, U, acc, x, w, LANES);
 #pragma GCC unroll 8
         for (int u = 0; u < U; u++) w[u] += w_step;

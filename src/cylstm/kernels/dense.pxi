@@ -23,36 +23,68 @@ cdef void add_terms_of(
     cdef PackedRows x
     cdef const real *w = <const real *>d.w + o0 * d.w_row + k
     cdef Py_ssize_t depth = min(d.depth - k, TERM_BYTES // <Py_ssize_t>sizeof(real))
-    cdef Py_ssize_t vectors = (depth + LANES - 1) // LANES
-    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end, o, step
-    cdef bint packed = rows >= PACKED_ROWS
+    cdef Py_ssize_t vectors = (depth + LANES - 1) // LANES, most = ROW_OUTPUTS, o = 0
+    # As equal as possible: a tile of few rows reads weights that it hardly uses.
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, next_row
     cdef Dots dots
-    dots.x, dots.y_row, dots.start = x.at, d.outputs, NULL
-    if packed:
-        o = 0
+    if rows > 1:
+        most = OUTPUTS
+    dots.y_row, dots.ahead, dots.aheads = d.outputs, NULL, 0
+    if rows >= PACKED_ROWS:
+        # Weights in the second-level cache, and a tile's rows in the first.
         while o < outputs:
             pack_rows(min(OUTPUTS, outputs - o), w + o * d.w_row, d.w_row, depth, OUTPUTS,
                       panel + o * vectors)
             o += OUTPUTS
+        dots.depth, dots.w_row, dots.w_step = vectors * LANES, LANES, OUTPUTS * LANES
+        for tile in range(tiles):
+            dots.x = x.at
+            pack_tile(d, row0, rows, tile, tiles, k, depth, x.at)
+            o, next_row = 0, rows * (tile + 1) // tiles
+            while o < outputs:
+                # Meanwhile the next rows come from wherever they are, one by one.
+                dots.ahead = <const real *>d.x + (row0 + next_row) * d.x_row + k
+                dots.aheads = next_row < rows * (tile + 2) // tiles and next_row < rows
+                next_row += 1
+                dots.w, dots.outputs = <real *>(panel + o * vectors), min(OUTPUTS, outputs - o)
+                run_tile_of(d, row0, rows, tile, tiles, o0 + o, k, &dots)
+                o += OUTPUTS
+        return
+    # All rows in the second-level cache, and a tile's weights in the first.
     for tile in range(tiles):
-        # As equal as possible: a tile of few rows reads weights that it hardly uses.
-        row, end = row0 + rows * tile // tiles, row0 + rows * (tile + 1) // tiles
-        pack_rows(end - row, <const real *>d.x + row * d.x_row + k, d.x_row, depth, end - row, x.at)
-        step = ROW_OUTPUTS if end - row == 1 else OUTPUTS
-        o = 0
-        while o < outputs:
-            dots.outputs = min(step, outputs - o)
-            dots.y = <real *>d.sums + row * d.outputs + o0 + o
-            if packed:
-                dots.w, dots.depth = <real *>(panel + o * vectors), vectors * LANES
-                dots.w_row, dots.w_step = LANES, OUTPUTS * LANES
-            else:
-                dots.w, dots.depth = w + o * d.w_row, depth
-                dots.w_row, dots.w_step = d.w_row, LANES
-            if k == 0 and not d.add:
-                dots.start = zeros if d.bias == NULL else <const real *>d.bias + o0 + o
-            run_dots(end - row, &dots)
-            o += step
+        pack_tile(d, row0, rows, tile, tiles, k, depth, panel + rows * tile // tiles * vectors)
+    dots.depth, dots.w_row, dots.w_step = depth, d.w_row, LANES
+    if rows > 1:
+        dots.aheads = (OUTPUTS + tiles - 1) // tiles
+    while o < outputs:
+        dots.w, dots.outputs = w + o * d.w_row, min(most, outputs - o)
+        for tile in range(tiles):
+            dots.x = panel + rows * tile // tiles * vectors
+            dots.ahead = dots.w + (OUTPUTS + tile * dots.aheads % OUTPUTS) * d.w_row
+            run_tile_of(d, row0, rows, tile, tiles, o0 + o, k, &dots)
+        o += most
+
+
+cdef inline void pack_tile(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t tile, Py_ssize_t tiles,
+    Py_ssize_t k, Py_ssize_t depth, vec *packed,
+) noexcept nogil:
+    """The next terms of the rows of a tile."""
+    cdef Py_ssize_t row = rows * tile // tiles, count = rows * (tile + 1) // tiles - row
+    pack_rows(count, <const real *>d.x + (row0 + row) * d.x_row + k, d.x_row, depth, count, packed)
+
+
+cdef inline void run_tile_of(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t tile, Py_ssize_t tiles,
+    Py_ssize_t o, Py_ssize_t k, Dots *dots,
+) noexcept nogil:
+    """Add terms of a tile to the outputs from o on."""
+    cdef Py_ssize_t row = rows * tile // tiles, count = rows * (tile + 1) // tiles - row
+    dots.y = <real *>d.sums + (row0 + row) * d.outputs + o
+    dots.start = NULL
+    if k == 0:
+        dots.start = zeros if d.bias == NULL else <const real *>d.bias + o
+    run_dots(count, dots)
 
 
 cdef void multiply(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:

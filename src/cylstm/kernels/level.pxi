@@ -65,6 +65,8 @@ cdef extern from "dense.h" nogil:
         const real *start
         real *y
         Py_ssize_t y_row
+        const real *ahead
+        Py_ssize_t aheads
     ctypedef struct PackedRows:
         vec *at
     ctypedef struct TileOutputs:

@@ -14,7 +14,7 @@ cdef extern from "guard.h" nogil:
 cdef extern from * nogil:
     """
     /* Rows that a thread takes at a time: they pass by one panel of weights after the other. */
-    #define UNIT_ROWS 480
+    #define UNIT_ROWS 1920
     /* Units for each thread, so that one that is kept waiting holds up little, and the least. */
     #define UNITS 4
     #define LEAST_UNIT_ROWS 48
@@ -191,7 +191,7 @@ cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
 cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
     """Cut the product into units, and find room for panels. One thread where more do not pay."""
     cdef Dense *d = &j.d
-    cdef Py_ssize_t itemsize = j.level.itemsize, most, terms
+    cdef Py_ssize_t itemsize = j.level.itemsize, most, terms, outputs
     cdef bint dots = j.unit == j.level.dense
     cdef double read = <double>d.depth * d.outputs * itemsize
     j.job.work = dense_work
@@ -208,17 +208,16 @@ cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
             d.panel = max(LEAST_PANEL, min(most, ceil_of(d.outputs, UNITS * threads[0])))
     j.units = count_units(d)
     threads[0] = min(threads[0], j.units)
-    # Room for whole tiles of whole vectors.
+    # Room for whole vectors of a panel of weights, or of a few rows.
     terms = min(TERM_BYTES // itemsize if dots else PANEL, d.depth)
-    j.panel_bytes = whole(min(d.panel, d.outputs)) * whole(terms) * itemsize
-    if dots and d.unit_rows < PACKED_ROWS:
-        j.panel_bytes = 0
+    outputs = min(d.panel, d.outputs)
+    if dots:
+        outputs = max(outputs, min(d.unit_rows, PACKED_ROWS))
+    j.panel_bytes = whole(outputs) * whole(terms) * itemsize
     j.all_bytes = j.panel_bytes * threads[0]
-    j.panels = NULL
-    if j.all_bytes > 0:
-        j.panels = <char *>allocate(&j.all_bytes)
-        if j.panels == NULL:
-            raise MemoryError(f"cannot allocate {j.all_bytes} bytes")
+    j.panels = <char *>allocate(&j.all_bytes)
+    if j.panels == NULL:
+        raise MemoryError(f"cannot allocate {j.all_bytes} bytes")
     return 0
 
 
