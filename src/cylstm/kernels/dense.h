@@ -73,10 +73,10 @@ INLINE void sum_lanes(const vec *v, real *sums) {
 
 /* One vector of k, of which n lanes are there. */
 INLINE void add_terms(const int R, const int U, vec *acc, const vec *x, const real **w,
-                      ptrdiff_t n) {
+                      ptrdiff_t at, ptrdiff_t n) {
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++) {
-        const vec wv = vload_part(w[u], n);
+        const vec wv = vload_part(w[u] + at, n);
 #pragma GCC unroll 8
         for (int r = 0; r < R; r++) acc[r * U + u] = vfma(x[r], wv, acc[r * U + u]);
     }
@@ -84,22 +84,22 @@ INLINE void add_terms(const int R, const int U, vec *acc, const vec *x, const re
 
 INLINE void dot_tile(const int R, const int U, const Dots *d) {
     vec acc[TILE_ROWS * OUTPUTS > ROW_OUTPUTS ? TILE_ROWS * OUTPUTS : ROW_OUTPUTS];
-    const vec *x = d->x;
     const real *w[ROW_OUTPUTS];
-    const ptrdiff_t w_step = d->w_step, aheads = d->aheads;
-    ptrdiff_t left = d->depth;
+    const ptrdiff_t w_step = d->w_step, rest = d->depth % LANES;
+    const vec *x = d->x, *const end = x + d->depth / LANES * R;
+    ptrdiff_t at = 0;
 #pragma GCC unroll 8
     for (int u = 0; u < U; u++) w[u] = d->w + (u < d->outputs ? u : d->outputs - 1) * d->w_row;
 #pragma GCC unroll 32
     for (int i = 0; i < R * U; i++) acc[i] = vset(0);
-    for (; left >= LANES; left -= LANES, x += R) {
-        for (ptrdiff_t i = 0; i < aheads; i++)
-            __builtin_prefetch(d->ahead + i * d->w_row + (d->depth - left), 0, 2);
-        add_terms(R, U, acc, x, w, LANES);
-#pragma GCC unroll 8
-        for (int u = 0; u < U; u++) w[u] += w_step;
+    /* Little but products: what else there is takes their place. */
+    for (; x != end; x += R, at += w_step) {
+        if (__builtin_expect(d->aheads > 0, 0))
+            for (ptrdiff_t i = 0; i < d->aheads; i++)
+                __builtin_prefetch(d->ahead + i * d->w_row + (x - d->x) / R * LANES, 0, 2);
+        add_terms(R, U, acc, x, w, at, LANES);
     }
-    if (left > 0) add_terms(R, U, acc, x, w, left);
+    if (rest > 0) add_terms(R, U, acc, x, w, at, rest);
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
         real sums[ROW_OUTPUTS], *y = d->y + r * d->y_row;
@@ -129,9 +129,12 @@ static inline void run_dots(ptrdiff_t rows, const Dots *d) {
 /* Rows side by side, vector by vector with room for `width` of them, zero beyond depth. */
 static inline void pack_rows(ptrdiff_t rows, const real *from, ptrdiff_t row, ptrdiff_t depth,
                              ptrdiff_t width, vec *packed) {
-    for (ptrdiff_t k = 0; k < depth; k += LANES, packed += width)
-        for (ptrdiff_t r = 0; r < rows; r++)
-            packed[r] = vload_part(from + r * row + k, depth - k);
+    const ptrdiff_t whole = depth / LANES;
+    for (ptrdiff_t r = 0; r < rows; r++, from += row) {
+        for (ptrdiff_t v = 0; v < whole; v++) packed[v * width + r] = vload(from + v * LANES);
+        if (whole * LANES < depth)
+            packed[whole * width + r] = vload_part(from + whole * LANES, depth - whole * LANES);
+    }
 }
 
 #endif
