@@ -34,7 +34,9 @@ def test_a_row_has_the_bits_it_has_alone(dtype, size):
 
 
 @pytest.mark.parametrize("f", [None, "tanh"])
-@pytest.mark.parametrize("size", [(700, 900, 130), (2000, 70, 10), (1940, 70, 10), (1, 1500, 1000), (96, 300, 600)])
+@pytest.mark.parametrize(
+    "size", [(700, 900, 130), (2000, 70, 10), (1940, 70, 10), (1, 1500, 1000), (96, 300, 600)]
+)
 def test_bits_on_any_number_of_threads(size, f):
     rows, inputs, outputs = size
     layer = cylstm.Linear(inputs, outputs, activation=f, rng=0)

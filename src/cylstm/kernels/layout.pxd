@@ -185,8 +185,8 @@ ctypedef struct Dense:
     Py_ssize_t x_step       # from term to term; 1 in the first form
     const void *w           # (outputs, depth); (depth, outputs)
     Py_ssize_t w_row
-    const void *bias        # (outputs) or NULL
-    bint add                # to what is in `sums`, without bias
+    const void *bias        # (outputs) or NULL, first form
+    bint add                # second form: to what is in `sums`
     void *sums              # OUT (rows, outputs); may be y
     void *y                 # OUT (rows, outputs), f of `sums`; NULL: none
     Activation f
