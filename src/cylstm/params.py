@@ -12,7 +12,7 @@ import math
 import os
 import weakref
 from _thread import RLock  # importing threading takes longer than the package
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,12 +43,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def draw_uniform(rng: np.random.Generator, into: Array, low: float, high: float) -> None:
-    """Fill a contiguous array with draws from U(low, high), rounded from float64, by blocks."""
+def draw(into: Array, sample: Callable[[int], Array]) -> None:
+    """Fill a contiguous array with so many draws at a time that another of its size is not made."""
     flat = into.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
-        block[...] = rng.uniform(low, high, block.size)
+        block[...] = sample(block.size)
+
+
+def draw_uniform(rng: np.random.Generator, into: Array, low: float, high: float) -> None:
+    """Fill a contiguous array with draws from U(low, high), rounded from float64."""
+    draw(into, lambda size: rng.uniform(low, high, size))
 
 
 class LoadedKeys(NamedTuple):
@@ -315,8 +320,7 @@ class Parameters:
         else:
             changes.append((self._storage, self._as_values("values", values, self._storage.shape)))
         with self._changing():
-            for old, new in changes:
-                old[...] = new
+            self._write(changes)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -327,6 +331,11 @@ class Parameters:
             finally:
                 self._version += 1
                 self._changed()
+
+    def _write(self, changes: list[tuple[Array, Array]]) -> None:
+        """Change the storage: write new values into views of it; called with the lock held."""
+        for old, new in changes:
+            old[...] = new
 
     def _as_values(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
         """Check values; they are copied where writing them could fail or change them."""
