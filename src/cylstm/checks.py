@@ -42,6 +42,11 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return x
 
 
+def optional_number(name: str, value: Any, low: float, high: float) -> float | None:
+    """Check a real number in [low, high], or None."""
+    return None if value is None else number(name, value, low, high)
+
+
 def probability(name: str, value: Any) -> float:
     """Check a probability below 1."""
     p = number(name, value, 0, 1)
@@ -83,6 +88,20 @@ def flag(name: str, value: Any) -> bool:
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
+
+
+def bias(name: str, value: Any) -> bool | str:
+    """Check True, False or "single"."""
+    if isinstance(value, str) and value == "single":
+        return "single"
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True, False or 'single', got {value!r}")
+    return bool(value)
+
+
+def optional_choice(name: str, value: Any, choices: Sequence[str]) -> str | None:
+    """Check one of several words, or None."""
+    return None if value is None else choice(name, value, choices)
 
 
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
