@@ -96,6 +96,7 @@ BAD = {
         "clip": BOUND,
         "merge_mode": [*WORD, (None, (TypeError, ValueError), "None")],
         "go_backwards": FLAG,
+        "learn_initial_state": FLAG,
         "hidden_size": SIZES,
     },
     "lstm": {
@@ -298,7 +299,7 @@ def test_every_argument_is_documented_in_order_with_its_default(kind):
 def test_what_the_layers_share_is_said_alike():
     lstm, gru, rnn = map(documented, KINDS)
     shared = lstm.keys() & gru.keys() & rnn.keys()
-    assert len(shared) == 16
+    assert len(shared) == 17
     for name in shared:
         assert lstm[name] == gru[name] == rnn[name], name
     for section in ("Attributes", "Raises"):

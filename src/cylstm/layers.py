@@ -84,7 +84,8 @@ class RNN(Recurrent):
         Keras' are in the order read.
     learn_initial_state : bool, default False
         Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on of shape (H,), initially 0.
+        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
+        an LSTM `initial_c_l0` and so on, of size H; initially 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -277,8 +278,8 @@ class LSTM(_Gated):
         otherwise (Gers et al. 2000; 1 is common). Default None: PyTorch's initial values.
     learn_initial_state : bool, default False
         Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0` of shape (P,) (H without a projection) and `initial_c_l0` (H,), likewise
-        `initial_h_l0_reverse`, `initial_h_l1` and so on, initially 0.
+        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
+        an LSTM `initial_c_l0` and so on, of size H; initially 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -366,8 +367,8 @@ class LSTM(_Gated):
         clip: float | None = None,
         merge_mode: str = "concat",
         go_backwards: bool = False,
-        learn_initial_state: bool = False,
         forget_bias: float | None = None,
+        learn_initial_state: bool = False,
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
@@ -473,7 +474,8 @@ class GRU(_Gated):
         Keras' are in the order read.
     learn_initial_state : bool, default False
         Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on of shape (H,), initially 0.
+        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
+        an LSTM `initial_c_l0` and so on, of size H; initially 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
