@@ -166,8 +166,7 @@ KIND = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 OPTIONS = {
     None: {"batch_first": True, "dropout": 0.25, "variational": True, "recurrent_dropout": 0.125,
            "zoneout": 0.5, "dropconnect": 0.25, "clip": 3.0, "bidirectional": True,
-           "merge_mode": "sum", "bias": "single", "learn_initial_state": True,
-           "dtype": "float64"},
+           "merge_mode": "sum", "bias": "single", "dtype": "float64"},
     "LSTM": {"proj_size": 2, "peepholes": True, "cell_clip": 2.0, "layer_norm": "haste",
              "activations": {"input": "relu", "cell": ("elu", 0.5)}, "zoneout_cell": 0.25,
              "forget_bias": 1.0},
@@ -175,9 +174,9 @@ OPTIONS = {
     "RNN": {"nonlinearity": ("scaledtanh", 2.0, 0.5)},
 }  # fmt: skip
 OTHERS = {
-    "LSTM": {"coupled": True, "go_backwards": True, "bias": False},
-    "GRU": {"reset_after": False, "go_backwards": True},
-    "RNN": {"independent": True, "go_backwards": True},
+    "LSTM": {"coupled": True, "go_backwards": True, "bias": False, "learn_initial_state": True},
+    "GRU": {"reset_after": False, "go_backwards": True, "learn_initial_state": True},
+    "RNN": {"independent": True, "go_backwards": True, "learn_initial_state": True},
 }
 
 

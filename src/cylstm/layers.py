@@ -83,9 +83,9 @@ class RNN(Recurrent):
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
     learn_initial_state : bool, default False
-        Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
-        an LSTM `initial_c_l0` and so on, of size H; initially 0.
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -273,13 +273,13 @@ class LSTM(_Gated):
     go_backwards : bool, default False
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
+    learn_initial_state : bool, default False
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     forget_bias : float, optional
         Added to the forget gate's initial bias b_ih, so that memory is kept until training says
         otherwise (Gers et al. 2000; 1 is common). Default None: PyTorch's initial values.
-    learn_initial_state : bool, default False
-        Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
-        an LSTM `initial_c_l0` and so on, of size H; initially 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -367,8 +367,8 @@ class LSTM(_Gated):
         clip: float | None = None,
         merge_mode: str = "concat",
         go_backwards: bool = False,
-        forget_bias: float | None = None,
         learn_initial_state: bool = False,
+        forget_bias: float | None = None,
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
@@ -473,9 +473,9 @@ class GRU(_Gated):
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
     learn_initial_state : bool, default False
-        Whether the state that rows start from where none is given is trained: parameters
-        `initial_h_l0`, `initial_h_l0_reverse`, `initial_h_l1` and so on, of the size of h, and for
-        an LSTM `initial_c_l0` and so on, of size H; initially 0.
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 L = TypeVar("L", bound="Recurrent")
 _NAME = re.compile(
-    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])_l(\d+)(_reverse)?"
+    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])"
+    r"_l(\d+)(_reverse)?"
 )
 
 
@@ -135,9 +136,8 @@ def _inferred(
         "peepholes": there("weight_peephole"),
         "layer_norm": norm if any(n.startswith("weight_ln") for n in shapes) else None,
         "independent": len(shapes["weight_hh_l0"]) == 1,
+        "learn_initial_state": there("initial_h"),
     }
-    if there("initial_h"):
-        inferred["learn_initial_state"] = True
     known = cls._signature
     foreign = [name for name, value in inferred.items() if value and name not in known]
     if foreign:
