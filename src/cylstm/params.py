@@ -127,10 +127,10 @@ class Parameters:
     def __init_subclass__(cls, **options: Any) -> None:
         """Note the constructor's options, and have it say when an instance is complete."""
         super().__init_subclass__(**options)
-        init = cls.__dict__.get("__init__")
-        if init is None:
+        init: Any = cls.__init__
+        if "__init__" not in vars(cls) and hasattr(init, "completes"):
             return
-        if _of_the_library(cls):
+        if _of_the_library(cls) and "__init__" in vars(cls):
             cls._signature = MappingProxyType(_arguments(init))
             cls._fixed = cls._fixed | cls._signature.keys()
 
@@ -143,6 +143,7 @@ class Parameters:
             elif cls is next(filter(_of_the_library, kind.__mro__)):
                 self._stage = 1
 
+        __init__.completes = True  # type: ignore[attr-defined]
         cls.__init__ = __init__  # type: ignore[method-assign]
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
@@ -508,13 +509,17 @@ class Parameters:
         """Return everything of one moment but the gradients, the lock and the views."""
         derived = {"_lock", "_params", "_grads", "_grad_views", "_flat_params", "_flat_grads"}
         with self._lock:
-            state = {k: v for k, v in self.__dict__.copy().items() if k not in derived}
-            return state | {"_storage": self._storage.copy()}
+            state: Any = object.__getstate__(self)
+            if isinstance(state, tuple):  # of a subclass with slots
+                state = state[0] | state[1]
+            kept: dict[str, Any] = {k: v for k, v in state.items() if k not in derived}
+            return kept | {"_storage": self._storage.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a new lock, new views, and gradients of zero."""
-        self.__dict__.update(state)
-        self.__dict__["dtype"] = np.dtype(self.dtype.name)
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype.name))
         # joblib, dask and pickle protocol 5 may hand over arrays in read-only memory.
         self._storage = np.require(self._storage, requirements="W")
         self._make_views()
