@@ -176,8 +176,8 @@ class Embedding(Stored):
         if self.padding_idx is not None:
             counts = ids != self.padding_idx
             ids, rows = ids[counts], rows[counts]
-        # Pairwise sums over equal ids side by side: more accurate than numpy.add.at, and faster where
-        # ids repeat.
+        # Pairwise sums over equal ids side by side: more accurate than numpy.add.at, and faster
+        # where ids repeat.
         order = np.argsort(ids, kind="stable")
         used, starts = np.unique(ids[order], return_index=True)
         sums = np.add.reduceat(rows[order], starts, axis=0)
