@@ -27,31 +27,30 @@ SOURCES = trial.ROOT / "src" / "cylstm"
 SEED, COUNT = 1, 60
 # No mathematics in them.
 LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py"}
-# The tests of a source file, test_*.py, those that find its errors soonest first. Python modules
-# have the test of their own name besides.
-KERNELS = "sequences terms variants steps regularisation topology gradients trace bits"
-CALLS = "native sequences again steps terms variants topology gradients trace threads bits"
+# The tests of a source file, test_*.py, those that find its errors soonest first. A Python module
+# that is not here has the test of its own name.
+KERNELS = "variants sequences terms steps regularisation topology gradients trace"
+CALLS = "native variants sequences terms topology trace steps gradients"
 TESTS = {
     "activations.h": "activations variants terms",
     "simd.h": "activations sequences variants gradients",
-    "tile.h": "forward variants gradients bits",
-    "cells.pxi": "variants regularisation terms sequences steps trace",
-    "norms.pxi": "variants terms sequences bits",
-    "states.pxi": "variants regularisation steps terms sequences topology",
-    "products.pxi": "variants sequences terms steps gradients bits",
+    "tile.h": "forward variants gradients",
     "blas.pyx": "blas linear",
+    "stack.pxi": "again",
+    "memory.pxi": "again native variants",
+    "team.h": "terms threads",
     "activations.py": "variants options",
-    "batches.py": "steps sequences layers bad_input",
+    "batches.py": "steps sequences topology bad_input",
     "cells.py": "variants",
-    "checks.py": "bad_input options layers steps init linear losses optim",
+    "checks.py": "bad_input options steps init linear losses optim",
     "dispatch.py": "activations build",
     "layers.py": "options init variants",
-    "linear.py": "bad_input",
+    "linear.py": "linear bad_input",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps",
     "recurrent.py": "options dropout regularisation topology variants sequences again gradients",
     "states.py": "topology variants bad_input",
-    "weights.py": "variants layers gradients",
+    "weights.py": "variants gradients",
 }
 
 
@@ -59,15 +58,14 @@ def tests_of(file):
     """The tests of a source file by name, in the order in which they are run."""
     path = Path(file)
     names = TESTS.get(path.name, "").split()
-    if path.suffix == ".py":
-        own = path.stem
-        names = [own] * (trial.ROOT / "tests" / f"test_{own}.py").exists() + names
+    if not names and path.suffix == ".py":
+        names = [path.stem] * (trial.ROOT / "tests" / f"test_{path.stem}.py").exists()
     elif not names:
         levels = any(module.startswith("level_") for module in trial.modules(file))
         names = (KERNELS if levels else CALLS).split()
     if not names:
         raise SystemExit(f"{file}: no tests are known for it: add them to TESTS in {__file__}")
-    return list(dict.fromkeys(names))
+    return names
 
 
 def written():

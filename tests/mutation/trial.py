@@ -29,7 +29,7 @@ LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 # One instruction set, and float64 alone except for what differs between the two.
 REALS = ("f64", "f32")
 BOTH_REALS = {"simd.h"}
-BUILD_SECONDS, TEST_SECONDS = 120, 30  # for one build and for one test, beside other work
+BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
 PASSED, FAILED, NOT_BUILT, UNCHANGED = 0, 1, 98, 99  # exit statuses; others are errors
 
