@@ -48,7 +48,7 @@ TESTS = {
     "linear.py": "linear bad_input",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps",
-    "recurrent.py": "options dropout regularisation topology variants sequences again gradients",
+    "recurrent.py": "options dropout regularisation topology variants sequences gradients",
     "states.py": "topology variants bad_input",
     "weights.py": "variants gradients",
 }
