@@ -1,7 +1,7 @@
 """Print the oldest versions that pyproject.toml allows: of what the build needs, or of the rest.
 
-    python .ci/oldest.py build
-    python .ci/oldest.py run EXTRA...
+python .ci/oldest.py build
+python .ci/oldest.py run EXTRA...
 """
 
 import re

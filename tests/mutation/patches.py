@@ -62,7 +62,9 @@ def region(source, name):
     if len(found) != 1:
         raise ValueError(f"{name!r} is defined {len(found)} times, not once")
     body = source.index("\n", found[0].end()) + 1
-    after = re.compile(rf"^[ \t]{{0,{len(found[0][1])}}}[^ \t\n]", re.MULTILINE).search(source, body)
+    after = re.compile(rf"^[ \t]{{0,{len(found[0][1])}}}[^ \t\n]", re.MULTILINE).search(
+        source, body
+    )
     return found[0].start(), after.start() if after else len(source)
 
 

@@ -48,7 +48,9 @@ def included(name):
     """The names of a source file and of all that it includes."""
     found = {name}
     text = (ROOT / KERNELS / name).read_text()
-    for inner in re.findall(r'^(?:#include|include|cdef extern from) "([^"]+)"', text, re.MULTILINE):
+    for inner in re.findall(
+        r'^(?:#include|include|cdef extern from) "([^"]+)"', text, re.MULTILINE
+    ):
         if (ROOT / KERNELS / inner).exists():
             found |= included(inner)
     return found
