@@ -48,8 +48,8 @@ END
 
 cross_build() {
     "$host" -m venv "$folder/host"
-    "$folder/host/bin/pip" install -qq cython setuptools "$("$host" -m pip freeze | grep '^numpy==')" \
-        "$("$host" -m pip freeze | grep '^scipy==')"
+    "$host" -m pip freeze | grep -E '^(numpy|scipy)==' |
+        xargs "$folder/host/bin/pip" install -qq --upgrade cython setuptools
     tar -x -f "$sdist" -C "$folder/src" --strip-components=1
     cp "$root/usr/lib/python$version/_sysconfigdata__aarch64-linux-gnu.py" "$folder/sysconfig"
     (

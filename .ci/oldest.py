@@ -1,7 +1,7 @@
-"""Print the oldest versions that pyproject.toml allows: of what the build needs, or of the rest.
+"""Print the oldest versions that pyproject.toml allows.
 
-python .ci/oldest.py build
-python .ci/oldest.py run EXTRA...
+``python .ci/oldest.py build`` prints those of the build's requirements, and
+``python .ci/oldest.py run EXTRA...`` those of the package's and of these extras.
 """
 
 import re

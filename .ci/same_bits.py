@@ -1,8 +1,8 @@
 """Compare what two machines computed: python same_bits.py ONE.npz OTHER.npz.
 
-All bits are to be the same, with two exceptions: a NaN is a NaN, since architectures differ in the
-sign of one that arithmetic makes, and where the exact result rounds up to the smallest normal number
-it may also have been flushed to 0, since they differ in whether they round before they look.
+All bits are to be the same, with two exceptions. A NaN is a NaN, since architectures differ in the
+sign of one that arithmetic makes. Where the exact result rounds up to the smallest normal number it
+may also have been flushed to 0, since they differ in whether they round before they look.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Mutants made by rule from lines of code: one operator, constant, argument or statement changed."""
+"""Mutants made by rule: one operator, constant, argument or statement of a line of code changed."""
 
 import hashlib
 import re
@@ -38,7 +38,8 @@ RULES = [
 ]
 # Lines that say what exists rather than what happens, and messages.
 DECLARATION = re.compile(
-    r"\s*(?:@|#|from |import |cimport |include |ctypedef |cdef extern|raise |typedef |const \w+ \w+$)"
+    r"\s*(?:@|#|from |import |cimport |include |ctypedef |cdef extern|raise |typedef |"
+    r"const \w+ \w+$)"
 )
 SIGNATURE = re.compile(r"\s*(?:def|cdef|cpdef|class|static|INLINE)\b[^=]*\(")
 # Types are no indices: list[int].

@@ -1,7 +1,7 @@
 """Mutants as text: what to change in a source file, and why.
 
-`written/FILE.txt` has those written by hand for src/cylstm/FILE, `survivors/FILE.txt` those that the
-generator made and that no test can or need kill. Both are blocks with an empty line between them:
+`written/FILE.txt` has those written by hand for src/cylstm/FILE, `survivors/FILE.txt` those that
+the generator made and that no test can or need kill. Both are blocks, an empty line between them:
 
     why the change is wrong, or why it is not
     @ the name of its function or class, where the old text occurs elsewhere, too

@@ -105,7 +105,7 @@ def run_tests(folder, tests, words=""):
 
 
 def try_mutant(base, folder, mutant, tests):
-    """Exit status of the tests on a mutant, NOT_BUILT, or UNCHANGED where it compiles to the same."""
+    """Exit status of the tests; NOT_BUILT, or UNCHANGED where a mutant compiles to the same."""
     shutil.copytree(base, folder)
     os.chdir(folder)
     path = Path("src", "cylstm", mutant.file)
