@@ -27,19 +27,19 @@ SOURCES = trial.ROOT / "src" / "cylstm"
 SEED, COUNT = 1, 60
 # No mathematics in them.
 LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py"}
-# The tests of a source file, test_*.py, those that find its errors soonest first. A Python module
-# that is not here has the test of its own name.
+# The tests of a source file, test_*.py or one of its functions, those that find its errors soonest
+# first. A Python module that is not here has the test of its own name.
 KERNELS = "variants sequences terms steps regularisation topology gradients trace"
 CALLS = "native variants sequences terms topology trace steps gradients"
 TESTS = {
-    "activations.h": "activations variants terms",
+    "activations.h": "variants::test_activations_against_the_oracle activations variants terms",
     "simd.h": "activations sequences variants gradients",
     "tile.h": "forward variants gradients",
     "blas.pyx": "blas linear",
     "stack.pxi": "again",
     "memory.pxi": "again native variants",
     "team.h": "terms again",
-    "activations.py": "variants options",
+    "activations.py": "variants::test_activations_against_the_oracle options variants",
     "batches.py": "steps sequences topology bad_input",
     "cells.py": "variants",
     "checks.py": "bad_input options steps init linear losses optim",
@@ -180,7 +180,8 @@ def main():
         return 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
-        run.prepare(dict.fromkeys(test for m in chosen for test in tests_of(m.file)))
+        tests = [test.partition("::")[0] for m in chosen for test in tests_of(m.file)]
+        run.prepare(dict.fromkeys(tests))
         alive = run.survivors(chosen)
     for mutant in alive:
         print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")

@@ -99,7 +99,8 @@ def run_tests(folder, tests, words=""):
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
-    paths = [str(ROOT / "tests" / f"test_{name}.py") for name in tests]
+    parts = [name.partition("::") for name in tests]
+    paths = [f"{ROOT}/tests/test_{file}.py{colons}{test}" for file, colons, test in parts]
     options = ["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", words]
     return pytest.main([*options, *paths], plugins=[TimeLimit()])
 
