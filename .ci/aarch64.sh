@@ -12,8 +12,8 @@ root=$folder/root site=$folder/site
 mkdir -p "$root" "$site" "$folder"/{sysconfig,debs,src,apt/lists/partial,apt/cache/archives/partial}
 
 cross_tools() {
-    command -v qemu-aarch64-static aarch64-linux-gnu-gcc >/dev/null &&
-        [ -d /usr/aarch64-linux-gnu/include ] && return
+    if command -v qemu-aarch64-static && command -v aarch64-linux-gnu-gcc &&
+        [ -d /usr/aarch64-linux-gnu/include ]; then return; fi
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
         qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross >/dev/null
