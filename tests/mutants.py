@@ -30,7 +30,7 @@ LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py"}
 # The tests of a source file, test_*.py or one of its functions, those that find its errors soonest
 # first. A Python module that is not here has the test of its own name.
 KERNELS = "variants sequences terms steps regularisation topology gradients trace"
-CALLS = "native variants sequences terms topology trace steps gradients"
+CALLS = "native steps::test_lists_of_little variants sequences terms topology trace steps gradients"
 TESTS = {
     "activations.h": "variants::test_activations_against_the_oracle activations variants terms",
     "simd.h": "activations sequences variants gradients",
@@ -150,13 +150,11 @@ def verdict_of(status, log):
         return "no mutant, it does not compile"
     if status == trial.UNCHANGED:
         return "no mutant, it compiles to the same"
-    failed = [x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))]
-    if failed:
-        return f"killed by {failed[0].split(' - ')[0].partition('test_')[2]}"
     if status < 0:
         return f"killed by signal {-status}"
-    if "Error" in output:  # at import, before there is a test
-        return "killed by " + output.strip().splitlines()[-1]
+    failed = [x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))]
+    if status in trial.FAILED and failed:
+        return f"killed by {failed[0].split(' - ')[0].partition('test_')[2]}"
     raise SystemExit(f"{log}: exit status {status}\n{output}")
 
 

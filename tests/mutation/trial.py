@@ -31,7 +31,8 @@ REALS = ("f64", "f32")
 BOTH_REALS = {"simd.h"}
 BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
-PASSED, FAILED, NOT_BUILT, UNCHANGED = 0, 1, 98, 99  # exit statuses; others are errors
+# Exit statuses: 0 to 2 are pytest's own, for tests that pass, fail, or cannot be collected.
+PASSED, FAILED, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 97, 98, 99
 
 
 def modules(file):
@@ -145,7 +146,7 @@ def started(log, work, *arguments):
             status = work(*arguments)
         except BaseException:
             traceback.print_exc()
-            status = 100
+            status = BROKEN
         sys.stdout.flush()
         os._exit(status)
 
