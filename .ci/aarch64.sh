@@ -71,10 +71,11 @@ same_bits() {
     "$host" .ci/same_bits.py "$folder/here.npz" "$folder/there.npz"
 }
 
-# Every test that is about the machine, and a part of those about the mathematics.
+# What is about the machine, and a part of what is about the mathematics; the float64 half of it
+# where the tests have two. Large products would take minutes.
 tests() {
     "$folder/python" -m pytest -q -p no:cacheprovider \
-        tests/test_{native,floating_point,activations,blas}.py
+        tests/test_{native,floating_point,activations,linear}.py
     "$folder/python" -m pytest -q -p no:cacheprovider -k "(lstm or gru) and not float32" \
         tests/test_{forward,gradients}.py
     "$folder/python" -m pytest -q -p no:cacheprovider -k "team_changes_no_bit and 3 or forked" \
