@@ -78,7 +78,7 @@ tests() {
         tests/test_{native,floating_point,activations,linear}.py
     "$folder/python" -m pytest -q -p no:cacheprovider -k "(lstm or gru) and not float32" \
         tests/test_{forward,gradients}.py
-    "$folder/python" -m pytest -q -p no:cacheprovider -k "team_changes_no_bit and 3 or forked" \
+    "$folder/python" -m pytest -q -p no:cacheprovider -k "changes_no_bit and lstm and not 130 or forked" \
         tests/test_threads.py
 }
 
