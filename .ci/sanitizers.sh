@@ -14,7 +14,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 case $(uname -m) in
 aarch64 | arm64) isa=neon ;;
-*) isa=$(grep -qw avx2 /proc/cpuinfo && echo avx2 || echo base) ;;
+*) isa=$(grep -qw avx512vl /proc/cpuinfo && echo avx512 || echo avx2) ;;
 esac
 export PYTHONDONTWRITEBYTECODE=1
 "$py" -c "import Cython, setuptools" 2>/dev/null ||
