@@ -901,20 +901,17 @@ SEQUENCES = [
         ("left behind: helpers write the caller's outputs", "run.team_seq.y = NULL", "pass"),
     ),
     *planted(
-        LOOP, ["chaos/test_chaos.py::test_few_rows_with_checkpoints"],
-        ("windows: a thread may be left behind in one", " and call.window == 0)", ")"),
+        LOOP, ["chaos/test_chaos.py::test_a_handler_calls_the_layer"],
+        ("hired for while a thread is left behind", "if run.job.state == IDLE:", "if True:"),
     ),
     *planted(
         LOOP, ["chaos/test_chaos.py::test_bits"],
-        ("hired for while a thread is left behind", "if run.job.state == IDLE:", "if True:"),
         ("gone on without waiting", "            if not run.left_behind:", "            if False:"),
         ("an abandoned call is not kept", "            Py_INCREF(call)\n", "            pass\n"),
     ),
     *planted(
         "kernels/team.h", ["chaos/test_chaos.py::test_bits"],
         ("reaped without a look", "        if (!all_left(*at)) continue;\n", ""),
-        ("a letter stays posted", "        if (!atomic_compare_exchange_strong(&h->post, &posted,"
-         " NULL)) continue;\n", "        continue;\n"),
     ),
     *planted(
         "kernels/team.h", ["test_threads.py::test_a_forked_child_gets_threads_of_its_own"],
