@@ -835,7 +835,7 @@ SEQUENCES = [
     *planted(
         "batches.py", HOLES,
         ("mask with holes: as so many first steps",
-         "self.mask = np.ascontiguousarray(found).view(np.uint8)", "pass"),
+         "self.mask = found.view(np.uint8)", "pass"),
         ("dx of steps that are not read never written", "make = np.zeros if zero else np.empty",
          "make = np.empty"),
     ),
@@ -882,8 +882,8 @@ SEQUENCES = [
     *planted(
         LOOP, threads("lstm", "gru", "reset_before"),
         ("team: outputs not given", "run.level.publish(own, s, p, step)", "pass"),
-        ("team: begins from another state", "copy_states(&run.seq[0], &run.team_seq, run.vector)",
-         "pass"),
+        ("team: begins from another state", "copy_states(&run.seq[0], &run.team_seq,",
+         "pass #"),
         ("team: final state kept to itself", "    if s != own and me.rank == 0:\n        copy",
          "    if False:\n        copy"),
         ("team: no meeting between phases", "        how = meet(run, s, p, me)\n        if",
@@ -1193,12 +1193,12 @@ AGAIN = [
          "calls, self.calls = self.calls, None", "calls = self.calls"),
     ),
     *planted(
-        STACK, ["test_again.py::test_not_while_a_thread_is_left_behind"],
+        STACK, ["chaos/test_chaos.py::test_calls_run_again[LSTM]"],
         ("again: in memory that a thread left behind may write to",
-         "if not all_left(call.job):", "if False:"),
+         "if call.job.state != IDLE:", "if False:"),
     ),
     *planted(
-        STACK, ["test_again.py::test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it"],
+        STACK, ["chaos/test_chaos.py::test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it"],
         ("again: x given up with a thread left behind", "call.x = x ", "pass"),
     ),
     *planted(
