@@ -31,6 +31,8 @@ def chosen(rng: np.random.Generator, p: float, shape: tuple[int, ...], dtype: An
 def of_layer(layer: Recurrent, depth: int, batch: Batch, rng: np.random.Generator) -> Masks:
     """Masks of one layer's recurrence."""
     found: Masks = {}
+    if not layer._draws:
+        return found
     steps, width, dtype = batch.x.shape[0], batch.x.shape[1], layer.dtype
     directions, hidden = layer.num_directions, layer.hidden_sizes[depth]
     outputs = layer.output_sizes[depth]

@@ -54,6 +54,10 @@ class Tape(NamedTuple):
     #: Rows that each part of the initial state was given with.
     given: states.Given
 
+    def __repr__(self) -> str:
+        """Show the layer and the size of the call, not what is kept."""
+        return f"<tape of {self.layer!r}: {self.batch.steps} steps of {self.batch.rows} rows>"
+
     def __reduce__(self) -> Any:
         """Say why a tape cannot be pickled or copied."""
         raise TypeError(
@@ -129,6 +133,10 @@ class Recurrent(Parameters):
             zone=self.zoneout,
             norm=getattr(self, "layer_norm", None),
             **self._own_terms(),
+        )
+        #: Whether `forward` draws masks of the recurrence.
+        self._draws = bool(
+            self.dropconnect or self.recurrent_dropout or self.zoneout or self._cell.zone_c
         )
         shapes = [weights.shapes(self, depth) for depth in range(self.num_layers)]
         #: Of each direction: short and full names of its parameters.
@@ -386,16 +394,9 @@ class Recurrent(Parameters):
             An argument's shape, dtype or value does not fit; named in the message.
         """
         stack: sequence.Stack | None = self._packed
-        if (
-            stack
-            and lengths is None
-            and mask is None
-            and reset is None
-            and out is None
-            and return_ == "all"
-        ):
+        if stack and lengths is None and mask is None and reset is None and return_ == "all":
             found: tuple[Any, State] | None
-            found = stack.again(x, state, self.batch_first, num_threads)
+            found = stack.again(x, state, self.batch_first, out, num_threads)
             if found is not None:
                 return found
         return self._run(x, state, lengths, mask, reset, return_, out, num_threads)[:2]
@@ -518,7 +519,7 @@ class Recurrent(Parameters):
         finals = states.of_rows(self, finals, batch)
         if not taped:
             return y, states.outward(self, finals, batch), None
-        tape = Tape(self, batch, calls, drawings, kept, states.rows_given(given))
+        tape = Tape(self, batch, calls, drawings, kept, states.rows_given(self, given))
         return y, states.outward(self, finals, batch), tape
 
     def _dropped(
@@ -545,7 +546,9 @@ class Recurrent(Parameters):
     def _asked(
         self, n_steps: int, drawn: masks.Masks, checkpoint: int | str | None, record: bool
     ) -> dict[str, Any]:
-        """Collect what one layer's call asks of the kernels besides a plain pass."""
+        """Collect what one layer's call asks of the kernels in addition to a plain pass."""
+        if not drawn and checkpoint is None and not record:
+            return {}
         names = {"recurrent": "recurrent", "zoneout": "zone_h", "zoneout_cell": "zone_c"}
         found = {names[name]: mask for name, mask in drawn.items() if name in names}
         if checkpoint is not None:
@@ -726,7 +729,7 @@ class Recurrent(Parameters):
             one for each gate, layer norms one ("tflite") or two ("haste"). With checkpoints it
             is as long as one of their intervals, and there is one state per interval. Backward
             adds a bounded workspace and one copy of the gradients. Between calls at most 256 KB
-            are held for each of `num_layers`, for the next call of the same shape.
+            are held for each of `num_layers` and of the last four shapes, for calls of these.
 
         Raises
         ------

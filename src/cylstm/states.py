@@ -147,8 +147,10 @@ def _names(layer: Recurrent, depth: int, k: int) -> list[str]:
     return [f"initial_{layer.states[k]}_l{depth}{way}" for way in layer._directions()]
 
 
-def rows_given(given: list[Parts]) -> Given:
+def rows_given(layer: Recurrent, given: list[Parts]) -> Given:
     """Return what `d_spread` has to know of the caller's state."""
+    if given is layer._no_state:
+        return layer._no_state
     return [tuple(None if part is None else part.shape[1] for part in parts) for parts in given]
 
 

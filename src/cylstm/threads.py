@@ -58,13 +58,13 @@ def get_num_threads() -> int:
         return _chosen if limit >= _omp_limit else min(_chosen, limit)
     if _omp_num_threads:
         return limit
-    return min(available_cpus(), limit)
+    return sequence.processors(_cgroup_quota() or limit, limit)
 
 
 def available_cpus() -> int:
     """CPUs this thread may use: its affinity now, cut by the cgroup's quota (v2 or v1)."""
-    cpus: int = sequence.affinity_count() or os.cpu_count() or 1
-    return max(1, min(cpus, _cgroup_quota() or cpus))
+    cpus = os.cpu_count() or 1
+    return sequence.processors(_cgroup_quota() or cpus, cpus)
 
 
 def _read(name: str) -> str:

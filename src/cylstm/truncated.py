@@ -51,6 +51,11 @@ class Window(NamedTuple):
     state: State
     pieces: tuple[Piece, ...]
 
+    def __repr__(self) -> str:
+        """Show the steps, not what is kept of them."""
+        steps = f"steps {self.start} to {self.stop - 1}, gradients from step {self.reach} on"
+        return f"<window of {self.layer!r}: {steps}>"
+
     def backward(
         self, dy: Any, *, clip_step: float | None = None, num_threads: int | None = None
     ) -> tuple[Array, State]:

@@ -184,9 +184,12 @@ def openmp_max_threads():
     return omp_get_max_threads()
 
 
-def affinity_count():
-    """Return how many processors the calling thread may use, 0 where the system does not tell."""
-    return affinity_cpus()
+def processors(int quota, int limit):
+    """Return how many processors the calling thread may use, at most `quota` and `limit`."""
+    cdef int allowed = affinity_cpus()
+    if allowed > 0:
+        limit = min(limit, allowed)
+    return max(1, min(quota, limit))
 
 
 if HAS_CHAOS:
