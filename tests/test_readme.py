@@ -4,10 +4,9 @@ import re
 
 import pytest
 from helpers import run_python
-from snippets import BLOCK, PAGES, ROOT, anchors, examples
+from snippets import PACKAGES, PAGES, ROOT, anchors, blocks, examples
 
-EXAMPLES = examples("")
-PACKAGES = ("torch", "keras", "onnx")
+EXAMPLES = examples()
 BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -20,12 +19,12 @@ def test_example(example):
 
 @BY_PAGE
 def test_no_example_is_left_out(page):
-    """Each block of Python is one that this test or the one in peers/ finds."""
-    marked = [found[1] for found in BLOCK.finditer(page.read_text())]
-    assert set(marked) <= {"", *PACKAGES}
-    assert len(marked) == len(re.findall(r"^ *(?:```|~~~) *(?:python|py)", page.read_text(), re.M))
-    for code in examples("", *PACKAGES).values():
-        compile(code, page.name, "exec")
+    """Each block of Python is one that this file or tests/peers/test_docs.py runs."""
+    found = blocks(page)
+    assert len(found) == len(re.findall(r"^ *(?:```|~~~) *py", page.read_text(), re.MULTILINE))
+    for line, words, code in found:
+        assert set(words) <= {*PACKAGES, "continued"}, line
+        compile(code, f"{page.name}:{line}", "exec")
 
 
 @BY_PAGE

@@ -2,9 +2,9 @@
 
 import pytest
 from helpers import run_python
-from snippets import examples
+from snippets import PACKAGES, examples
 
-EXAMPLES = examples("torch", "keras", "onnx")
+EXAMPLES = examples(*PACKAGES)
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
@@ -13,5 +13,5 @@ def test_example(example):
 
 
 def test_there_are_some_of_each():
-    for package in ("torch", "keras", "onnx"):
+    for package in PACKAGES:
         assert examples(package)
