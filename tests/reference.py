@@ -25,7 +25,7 @@ class Network:
     input_size: int
     hidden_size: Any
     num_layers: int = 1
-    bias: bool = True
+    bias: Any = True  # or False, or "single": bias_ih alone
     bidirectional: bool = False
     merge_mode: str = "concat"
     go_backwards: bool = False
@@ -91,7 +91,9 @@ class Network:
                 "weight_hh": (hidden,) if self.independent else (rows, out),
             }
             if self.bias:
-                own |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+                own |= {"bias_ih": (rows,)}
+            if self.bias is True:
+                own |= {"bias_hh": (rows,)}
             if self.proj_size:
                 own |= {"weight_hr": (out, hidden)}
             if self.peepholes:

@@ -144,9 +144,9 @@ def sums(o, w, x, h_in):
 def d_sums(o, w, cache, grads, dax, dah):
     """Gradients of x and h_in."""
     x, h_in, norms = cache
-    if o.layer_norm != "tflite" and "bias_ih" in w:
-        grads["bias_ih"] += dax.sum(0)
-        grads["bias_hh"] += dah.sum(0)
+    if o.layer_norm != "tflite":
+        add(grads, "bias_ih", dax.sum(0))
+        add(grads, "bias_hh", dah.sum(0))
     if norms:
         dax, dgain_x = d_norm(norms[0], dax)
         dah, dgain_h = d_norm(norms[1], dah)
@@ -158,6 +158,12 @@ def d_sums(o, w, cache, grads, dax, dah):
         return dax @ w["weight_ih"], dah * w["weight_hh"]
     grads["weight_hh"] += dah.T @ h_in
     return dax @ w["weight_ih"], dah @ w["weight_hh"]
+
+
+def add(grads, name, value):
+    """Add to the gradient of a parameter that there may not be."""
+    if name in grads:
+        grads[name] += value
 
 
 def by_name(names, stacked):
@@ -205,7 +211,7 @@ def d_gru(o, w, step, grads, clip_step, dh):
         h_in, hidden = step["_sums"][1], r.shape[-1]
         drh = dan @ w["weight_hh"][2 * hidden :]
         grads["weight_hh"][2 * hidden :] += dan.T @ (r * h_in)
-        if "bias_hh" in w:
+        if "bias_hh" in w:  # beside what d_sums adds to bias_ih
             grads["bias_hh"][2 * hidden :] += dan.sum(0)
         dr, dhn, dh_reset = drh * h_in, np.zeros_like(dan), drh * r
     dar = d_gate(o, step, "reset", dr, clip_step)
@@ -297,9 +303,8 @@ def d_lstm(o, w, step, grads, clip_step, dh, dc):
         grads["weight_peephole"] += stacked(dpeep, list(peep))
     if dgain:
         grads["weight_ln"] += stacked(dgain)
-        if "bias_ih" in w:
-            grads["bias_ih"] += stacked(dbias)
-            grads["bias_hh"] += stacked(dbias)
+        add(grads, "bias_ih", stacked(dbias))
+        add(grads, "bias_hh", stacked(dbias))
     dx, dh_in = d_sums(o, w, step["_sums"], grads, stacked(ds), stacked(ds))
     return dx, dh_in, (np.zeros_like(dh), dc_old)
 

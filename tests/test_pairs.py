@@ -39,7 +39,7 @@ FACTORS = {
     "sizes": [(3, 5, 1), (3, 5, 2), (4, 17, 2), (3, (5, 9))],
     "drop": list(DROPOUT),
     "batch_first": [False, True],
-    "bias": [True, False],
+    "bias": [True, False, "single"],
     "recurrent_dropout": [0.0, 0.3],
     "zoneout": [0.0, 0.3],
     "dropconnect": [0.0, 0.3],

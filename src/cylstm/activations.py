@@ -56,6 +56,13 @@ def parse(name: str, value: Any) -> Activation:
     return Activation(found.name, *given, *found[1 + len(given) :])
 
 
+def public(value: Activation) -> str | tuple[str | float, ...]:
+    """Return what `parse` makes this activation of: its name, or a tuple with its numbers."""
+    if value == KNOWN[value.name]:
+        return value.name
+    return value[: 1 + PARAMETERS[value.name]]
+
+
 def of_gates(
     value: Any, defaults: Mapping[str, Activation], short: Sequence[Sequence[str]]
 ) -> dict[str, Activation]:

@@ -41,6 +41,11 @@ def number(name: str, value: Any, low: float, high: float) -> float:
     return x
 
 
+def optional_number(name: str, value: Any, low: float, high: float) -> float | None:
+    """Check a real number in [low, high], or None."""
+    return None if value is None else number(name, value, low, high)
+
+
 def probability(name: str, value: Any) -> float:
     """Check a probability below 1."""
     p = number(name, value, 0, 1)
@@ -68,6 +73,8 @@ def excludes(name: str, given: Any, other: str, there: bool, value: Any) -> None
 def generator(name: str, value: Any) -> np.random.Generator:
     """Return a random generator: the given one, or a new one of a seed."""
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         return np.random.default_rng(value)
     except (TypeError, ValueError) as error:
         raise type(error)(
@@ -82,9 +89,23 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def bias(name: str, value: Any) -> bool | str:
+    """Check True, False or "single"."""
+    if isinstance(value, str) and value == "single":
+        return "single"
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True, False or 'single', got {value!r}")
+    return bool(value)
+
+
+def optional_choice(name: str, value: Any, choices: Sequence[str]) -> str | None:
+    """Check one of several words, or None."""
+    return None if value is None else choice(name, value, choices)
+
+
 def choice(name: str, value: Any, choices: Sequence[str]) -> str:
     """Check one of several words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return str(value)
 
@@ -101,24 +122,67 @@ def dtype(value: Any) -> np.dtype[Any]:
 
 
 def read(name: str, value: Any) -> Array:
-    """Return as an ndarray what NumPy can read."""
+    """Return as an ndarray, without a copy if possible, what NumPy or DLPack can read."""
+    if type(value) is np.ndarray:
+        return value
     try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.from_dlpack(value)
+        if hasattr(value, "filled") and np.any(value.mask):
+            raise TypeError("masked values: pass its .filled(...), and mask= for steps")
         return np.asarray(value)
     except Exception as error:
+        # Whatever another library raises; which element of a list it came from is found here.
+        if isinstance(value, (list, tuple)):
+            for i, element in enumerate(value):
+                if not isinstance(element, (int, float)):
+                    read(f"{name}[{i}]", element)
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name}: expected an array, got {error}") from None
+        reason = _unreadable(value) or str(error).partition("\n")[0]
+        raise kind(f"{name}: expected an array in this machine's memory, got {reason}") from None
+
+
+def _unreadable(value: Any) -> str:
+    """Why a tensor cannot be read, and what to do; empty if it is not known."""
+    device = str(getattr(getattr(value, "device", None), "type", "cpu"))
+    layout, dtype = str(getattr(value, "layout", "")), str(getattr(value, "dtype", ""))
+    if device == "meta":
+        return "a tensor on the meta device, which has no values"
+    words: list[str] = []
+    calls = ""
+    if getattr(value, "requires_grad", False) is True:
+        words, calls = [*words, "that requires grad"], calls + ".detach()"
+    if device != "cpu":
+        words, calls = [*words, f"on device {device}"], calls + ".cpu()"
+    if "sparse" in layout or "mkldnn" in layout:
+        words, calls = [*words, f"of layout {layout}"], calls + ".to_dense()"
+    if "bfloat16" in dtype or "float8" in dtype:
+        words, calls = [*words, f"of dtype {dtype}"], calls + ".float()"
+    return f"a tensor {', '.join(words)}: pass its {calls}" if words else ""
+
+
+def real(name: str, value: Any) -> Array:
+    """Return an array of real numbers of whatever dtype they come in."""
+    found = read(name, value)
+    if found.dtype.kind not in "fiu":
+        raise TypeError(f"{name}: expected real numbers, got {_what(value, found)}")
+    return found
+
+
+def _what(value: Any, found: Array) -> str:
+    """Say what came where numbers of another kind were expected."""
+    if found.dtype.name.startswith(("bfloat16", "float8")):
+        return f"dtype {found.dtype}: pass its .astype('float32')"
+    if found.dtype.kind == "O" and type(value) is not np.ndarray:
+        return f"dtype object, from {type(value).__name__}"
+    return f"dtype {found.dtype}"
 
 
 def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     """Return real numbers as the kernels read them: cast, aligned, native, last axis contiguous."""
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.num & READY == READY:
         return value
-    try:
-        found = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected an array of real numbers: {error}") from None
-    if found.dtype.kind not in "fiu":
-        raise TypeError(f"{name}: expected real numbers, got dtype {found.dtype}")
+    found = real(name, value)
     itemsize = dtype.itemsize
     if (
         found.dtype is dtype
@@ -129,6 +193,27 @@ def array(name: str, value: Any, dtype: np.dtype[Any]) -> Array:
     ):
         return found
     return np.array(found, dtype, order="C", ndmin=found.ndim)
+
+
+def tensor(name: str, value: Any) -> Array:
+    """Return weights as an ndarray: detached, bfloat16 and smaller floats as float32.
+
+    Integers of 8 bits are refused: they are quantised weights, whose scale is elsewhere.
+    """
+    if getattr(value, "requires_grad", False) is True:
+        value = value.detach()
+    kind = str(getattr(value, "dtype", ""))
+    if ("bfloat16" in kind or "float8" in kind) and hasattr(value, "float"):
+        value = value.float()
+    found = read(name, value)
+    if found.dtype.name.startswith(("bfloat16", "float8")):
+        found = found.astype(np.float32)
+    if found.dtype.kind in "iu" and found.dtype.itemsize == 1:
+        raise TypeError(
+            f"{name}: expected real numbers, got dtype {found.dtype}: multiply quantised weights "
+            "by their scale"
+        )
+    return real(name, found)
 
 
 def shape(name: str, value: Array, expected: tuple[int, ...]) -> Array:
@@ -170,6 +255,18 @@ def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
             f"lengths: expected values from 0 to {steps}, got {found.min()} to {found.max()}"
         )
     return np.ascontiguousarray(found, np.int64)
+
+
+def shares_memory(a: Array, b: Array) -> bool:
+    """Whether two arrays have an element in common, or may have and it is hard to say."""
+    try:
+        return np.may_share_memory(a, b) and np.shares_memory(a, b, 10_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+#: What to say of a list of pairs by layer, as cells stacked by hand give.
+PAIRS = "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]) and c likewise"
 
 
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:

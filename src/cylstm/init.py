@@ -9,7 +9,8 @@ Each function changes one kind of parameter in all layers and directions of a re
     cylstm.init.forget_bias(lstm, 1.0)
 
 H is the hidden size, G the number of gates. Biases that the cell only ever adds up are set in
-`bias_ih`, with zeros in `bias_hh`. Layer norm's weights (1) and biases (0) are never touched.
+`bias_ih`, with zeros in `bias_hh` if there is one. Layer norm's weights (1) and biases (0) are
+never touched.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.layers import GRU, LSTM
-from cylstm.params import Array
+from cylstm.params import Array, draw_uniform
 from cylstm.recurrent import Recurrent
 
 if TYPE_CHECKING:
@@ -62,11 +63,10 @@ def uniform(
         bound = checks.number("bound", bound, 0, 1e30)
     names = _chosen(layer, which)
     source = _source(layer, rng)
-    values = {}
-    for name in names:
-        b = 1 / math.sqrt(_hidden(layer, name)) if bound is None else bound
-        values[name] = source.uniform(-b, b, layer.params[name].shape)
-    layer.assign(values)
+    with layer._changing():
+        for name in names:
+            b = 1 / math.sqrt(_hidden(layer, name)) if bound is None else bound
+            draw_uniform(source, _into(layer)[name], -b, b)
 
 
 def zeros(layer: Recurrent, which: str | Iterable[str] = "bias") -> None:
@@ -84,7 +84,9 @@ def zeros(layer: Recurrent, which: str | Iterable[str] = "bias") -> None:
         An argument does not fit; named in the message. Nothing has been changed then.
     """
     names = _chosen(layer, which)
-    layer.assign({name: np.zeros_like(layer.params[name]) for name in names})
+    with layer._changing():
+        for name in names:
+            _into(layer)[name][...] = 0
 
 
 def glorot_uniform(
@@ -117,9 +119,9 @@ def glorot_uniform(
     AISTATS (2010), equation 16.
     """
 
-    def draw(source: np.random.Generator, rows: int, columns: int) -> Array:
-        b = math.sqrt(6 / (rows + columns))
-        return source.uniform(-b, b, (rows, columns))
+    def draw(source: np.random.Generator, into: Array) -> None:
+        b = math.sqrt(6 / sum(into.shape))
+        draw_uniform(source, into, -b, b)
 
     _draw_matrices(layer, which, per_gate, rng, draw)
 
@@ -165,10 +167,11 @@ def orthogonal(
     """
     gain = checks.number("gain", gain, 0, 1e30)
 
-    def draw(source: np.random.Generator, rows: int, columns: int) -> Array:
+    def draw(source: np.random.Generator, into: Array) -> None:
+        rows, columns = into.shape
         q, r = np.linalg.qr(source.standard_normal((max(rows, columns), min(rows, columns))))
         q *= np.copysign(gain, np.diagonal(r))
-        return q if rows >= columns else q.T
+        into[...] = q if rows >= columns else q.T
 
     _draw_matrices(layer, which, per_gate, rng, draw)
 
@@ -278,15 +281,19 @@ def indrnn(layer: Recurrent, max_time: float, *, rng: Rng = None) -> None:
     source = _source(layer, rng)
     high = 2 ** (1 / max_time)
     last = f"weight_hh_l{layer.num_layers - 1}"
-    values = {}
-    for name in names:
-        low = 1 / high if name.startswith(last) else 0.0
-        values[name] = source.uniform(low, high, layer.params[name].shape)
-    layer.assign(values)
+    with layer._changing():
+        for name in names:
+            low = 1 / high if name.startswith(last) else 0.0
+            draw_uniform(source, _into(layer)[name], low, high)
 
 
 def _source(layer: Recurrent, rng: Rng) -> np.random.Generator:
     return layer._rng if rng is None else checks.generator("rng", rng)
+
+
+def _into(layer: Recurrent) -> dict[str, Array]:
+    """Return views to write to while the layer is `_changing`."""
+    return layer.split(layer._storage)
 
 
 def _hidden(layer: Recurrent, name: str) -> int:
@@ -325,7 +332,7 @@ def _draw_matrices(
     which: str | Iterable[str],
     per_gate: bool,
     rng: Rng,
-    draw: Callable[[np.random.Generator, int, int], Array],
+    draw: Callable[[np.random.Generator, Array], None],
 ) -> None:
     per_gate = checks.flag("per_gate", per_gate)
     names = _chosen(layer, which)
@@ -334,14 +341,11 @@ def _draw_matrices(
             why = ", a vector with independent=True" if name.startswith("weight_hh") else ""
             raise ValueError(f"which: expected matrices, got {_kind(name)!r}{why}")
     source = _source(layer, rng)
-    values = {}
-    for name in names:
-        rows, columns = layer.params[name].shape
-        gated = per_gate and not name.startswith("weight_hr")
-        blocks = len(layer.gates) if gated else 1
-        drawn = [draw(source, rows // blocks, columns) for _ in range(blocks)]
-        values[name] = np.concatenate(drawn)
-    layer.assign(values)
+    with layer._changing():
+        for name in names:
+            gated = per_gate and not name.startswith("weight_hr")
+            for block in np.split(_into(layer)[name], len(layer.gates) if gated else 1):
+                draw(source, block)
 
 
 def _check_biases(function: str, layer: Recurrent, *cells: type[Recurrent]) -> None:
@@ -351,18 +355,19 @@ def _check_biases(function: str, layer: Recurrent, *cells: type[Recurrent]) -> N
         expected = " or ".join(cell.__name__ for cell in cells)
         raise ValueError(f"{function}: expected a layer of type {expected}, got {layer!r}")
     if not layer.bias:
-        raise ValueError(f"{function}: expected a layer with bias=True, got bias=False: {layer!r}")
+        raise ValueError(f"{function}: expected a layer with biases, got bias=False: {layer!r}")
 
 
 def _set_gate_biases(layer: Recurrent, make: Callable[[int], dict[str, Array]]) -> None:
     """Set whole biases of some gates: `make` gets H and returns them by gate."""
-    values: dict[str, Array] = {}
-    for name in _chosen(layer, "bias_ih"):
-        other = name.replace("bias_ih", "bias_hh")
-        values[name], values[other] = layer.params[name].copy(), layer.params[other].copy()
-        size = _hidden(layer, name)
-        for gate, bias in make(size).items():
-            start = layer.gates.index(gate) * size
-            values[name][start : start + size] = bias
-            values[other][start : start + size] = 0
-    layer.assign(values)
+    made = {name: make(_hidden(layer, name)) for name in _chosen(layer, "bias_ih")}
+    with layer._changing():
+        into = _into(layer)
+        for name, of_gates in made.items():
+            size = _hidden(layer, name)
+            for gate, bias in of_gates.items():
+                start = layer.gates.index(gate) * size
+                into[name][start : start + size] = bias
+                other = name.replace("bias_ih", "bias_hh")
+                if other in into:
+                    into[other][start : start + size] = 0

@@ -1,16 +1,38 @@
-"""The recurrent layers: what distinguishes RNN, LSTM and GRU."""
+"""The recurrent layers: what distinguishes RNN, LSTM and GRU.
+
+What they have in common is said in each of them, so that the help of one is all of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from cylstm import activations as known
 from cylstm import checks
 from cylstm.cells import SIGMOID, TANH, Activation
-from cylstm.recurrent import Recurrent
+from cylstm.params import Array
+from cylstm.recurrent import Checks, Recurrent
 
-Size = int | Sequence[int]
+if TYPE_CHECKING:
+    from cylstm.params import Rng
+
+_RNN_CHECKS: Checks = {"independent": checks.flag}
+_LSTM_CHECKS: Checks = {
+    "proj_size": partial(checks.size, least=0),
+    "peepholes": checks.flag,
+    "coupled": checks.flag,
+    "cell_clip": checks.bound,
+    "layer_norm": partial(checks.optional_choice, choices=("haste", "tflite")),
+    "zoneout_cell": checks.probability,
+    "forget_bias": partial(checks.optional_number, low=-1e6, high=1e6),
+}
+_GRU_CHECKS: Checks = {
+    "reset_after": checks.flag,
+    "layer_norm": partial(checks.optional_choice, choices=("haste",)),
+}
 
 
 class RNN(Recurrent):
@@ -18,46 +40,164 @@ class RNN(Recurrent):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, and all others but the following
-        As for `Recurrent`, common to all layers.
+    input_size : int
+        Size I of the input, at least 1.
+    hidden_size : int or tuple of int
+        Size H of the hidden state, at least 1; a tuple has one for each layer.
+    num_layers : int, default 1
+        Stacked layers, each reading the outputs of the one below. The length of `hidden_size` if
+        that is a tuple.
+    bias : bool or "single", default True
+        True: two vectors b_ih and b_hh per direction, as in PyTorch and cuDNN. "single": b_ih
+        alone, as in Keras, DyNet and madmom. False: none.
+    batch_first : bool, default False
+        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
+    dropout : float, default 0.0
+        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last;
+        what is left is scaled by 1 / (1 - p). With one layer it does nothing, and a warning says
+        so.
+    bidirectional : bool, default False
+        Also read from the last step to the first, with weights of its own.
     nonlinearity : str or tuple (str, alpha) or (str, alpha, beta), default "tanh"
-        "tanh", "relu", or any other of `cylstm.activations`: ONNX's list.
+        "tanh", "relu", or any other of `cylstm.activations.KNOWN`: ONNX's list.
     independent : bool, default False
-        IndRNN (Li et al. 2018): weight_hh is a vector and multiplies h_{t-1} elementwise.
+        IndRNN (Li et al. 2018): weight_hh is a vector and multiplies h_{t-1} elementwise. Does not
+        go with `dropconnect`.
+    variational : bool, default False
+        Whether `dropout` drops the same outputs at every step (Gal and Ghahramani 2016).
+    recurrent_dropout : float, default 0.0
+        Probability in [0, 1) with which `forward` hides a unit of h from the recurrent weights,
+        the same at every step (Gal and Ghahramani 2016); what is left is scaled by 1 / (1 - p).
+    zoneout : float, default 0.0
+        Probability in [0, 1) with which `forward` keeps a unit's h_{t-1} instead of its h_t
+        (Krueger et al. 2017); a plain call mixes both by their probabilities.
+    dropconnect : float, default 0.0
+        Probability in [0, 1) with which `forward` drops an element of weight_hh, the same at
+        every step (Wan et al. 2013; Merity et al. 2018); what is left is scaled by 1 / (1 - p).
+    clip : float, optional
+        Bound of every gate's pre-activation, after its bias; ONNX's `clip`. Default none.
+    merge_mode : {"concat", "sum", "mul", "ave", "separate"}, default "concat"
+        What is made of both directions' outputs, as in Keras; "separate" gives a tuple, and needs
+        one layer.
+    go_backwards : bool, default False
+        Read from a row's last step to its first. Outputs are at their original time positions;
+        Keras' are in the order read.
+    dtype : {"float32", "float64"}, default "float32"
+        Type of the parameters, states and outputs; other inputs are cast to it.
+    rng : None, int or numpy.random.Generator, default None
+        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of the masks that
+        `forward` draws. With an int the same numbers come in every run; with None others in every
+        run, copy and forked process.
+
+    Attributes
+    ----------
+    params : mapping of str to ndarray
+        Read-only views of the parameters, by PyTorch's names; `assign` changes them.
+    flat_params : ndarray of shape (N,)
+        The same as one vector.
+    grads : mapping of str to ndarray
+        Writable views of the gradients, to which `backward` adds.
+    flat_grads : ndarray of shape (N,)
+        The same as one vector.
+    frozen : frozenset of str
+        Parameters that optimisers leave alone; see `freeze`.
+
+    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
 
     Raises
     ------
-    ValueError, TypeError
-        An argument is not what is said above; named in the message.
+    TypeError
+        An argument is of the wrong type; named in the message.
+    ValueError
+        An argument is out of range, or does not go with another; both are named in the message.
+    MemoryError
+        There is no room for the parameters.
 
     References
     ----------
     Elman, "Finding structure in time", Cognitive Science 14 (1990).
     Li, Li, Cook, Zhu and Gao, "Independently recurrent neural network (IndRNN)", CVPR (2018).
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+    networks", NeurIPS (2016).
+    Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR
+    (2017).
+    Wan et al., "Regularization of neural networks using DropConnect", ICML (2013).
+    Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("hidden",)
+    gates = ("hidden",)
+    _kind = "rnn"
+    if TYPE_CHECKING:
+        independent: bool
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: Size,
+        hidden_size: int | Sequence[int],
         num_layers: int | None = None,
         *,
+        bias: bool | str = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         nonlinearity: Any = "tanh",
         independent: bool = False,
-        **options: Any,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        dropconnect: float = 0.0,
+        clip: float | None = None,
+        merge_mode: str = "concat",
+        go_backwards: bool = False,
+        dtype: Any = "float32",
+        rng: Rng = None,
     ) -> None:
-        self.nonlinearity = nonlinearity
-        self._activation = known.parse("nonlinearity", nonlinearity)
-        self.independent = checks.flag("independent", independent)
-        super().__init__(input_size, hidden_size, num_layers, **options)
+        self._build(locals(), _RNN_CHECKS)
+
+    @property
+    def nonlinearity(self) -> Any:
+        """Activation: its name, or a tuple of the name and numbers that are not the defaults."""
+        return known.public(self._activation)
+
+    def _read_activations(self, given: Mapping[str, Any]) -> None:
+        self._activation = known.parse("nonlinearity", given["nonlinearity"])
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        checks.excludes("independent", self.independent, "dropconnect", self.dropconnect > 0,
+                        self.dropconnect)  # fmt: skip
 
     def _slots(self) -> dict[str, tuple[int, Activation]]:
         return {"hidden": (0, self._activation)}
 
+    def _own_terms(self) -> dict[str, Any]:
+        return {"independent": self.independent}
 
-class LSTM(Recurrent):
+
+class _Gated(Recurrent):
+    """What LSTM and GRU share: an activation for each gate."""
+
+    @property
+    def activations(self) -> Mapping[str, Any]:
+        """Activation by gate: its name, or a tuple of the name and numbers; read-only."""
+        return MappingProxyType({g: known.public(a) for g, a in self._activations.items()})
+
+    def _set_activations(
+        self, given: Any, defaults: dict[str, Activation], groups: list[list[str]]
+    ) -> None:
+        self._activations = found = known.of_gates(given, defaults, groups)
+        self._other_activations = {
+            gate: known.public(a) for gate, a in found.items() if a != defaults[gate]
+        }
+
+    def _argument(self, name: str) -> Any:
+        """Show the activations that are not the defaults."""
+        if name == "activations":
+            return self._other_activations or None
+        return super()._argument(name)
+
+
+class LSTM(_Gated):
     """Long short-term memory; gates i, f, g, o stacked in this order as in PyTorch.
 
     ::
@@ -69,8 +209,24 @@ class LSTM(Recurrent):
 
     Parameters
     ----------
-    input_size, hidden_size, num_layers, and all others but the following
-        As for `Recurrent`, common to all layers.
+    input_size : int
+        Size I of the input, at least 1.
+    hidden_size : int or tuple of int
+        Size H of the hidden state, at least 1; a tuple has one for each layer.
+    num_layers : int, default 1
+        Stacked layers, each reading the outputs of the one below. The length of `hidden_size` if
+        that is a tuple.
+    bias : bool or "single", default True
+        True: two vectors b_ih and b_hh per direction, as in PyTorch and cuDNN. "single": b_ih
+        alone, as in Keras, DyNet and madmom. False: none.
+    batch_first : bool, default False
+        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
+    dropout : float, default 0.0
+        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last;
+        what is left is scaled by 1 / (1 - p). With one layer it does nothing, and a warning says
+        so.
+    bidirectional : bool, default False
+        Also read from the last step to the first, with weights of its own.
     proj_size : int, default 0
         If not 0, h_t = weight_hr (o tanh(c_t)) of this size P < H (Sak et al. 2014).
     peepholes : bool, default False
@@ -79,24 +235,72 @@ class LSTM(Recurrent):
     coupled : bool, default False
         Coupled input and forget gates (Greff et al. 2017): f = 1 - i, so that gates are i, g, o.
     cell_clip : float, optional
-        Bound of c_t, as TFLite's and cuDNN's.
+        Bound of c_t, as TFLite's and cuDNN's. Default none.
     layer_norm : {"haste", "tflite"}, optional
         "haste": LN(W x) + LN(U h) + b, each over all gates, and o tanh(LN(c_t)), with weights
         weight_ln_ih, weight_ln_hh (4 H,) and weight_ln_c, bias_ln_c (H,). "tflite": each gate's
         sum W x + U h (+ p c) is normalised by itself, times weight_ln (4 H,), plus the bias.
+        Default none (Ba et al. 2016).
     activations : dict or sequence, optional
         By gate ("input", "forget", "candidate", "output", and "cell" for the tanh of c_t), or
-        ONNX's three: of the gates, of the candidate, of the cell. See `cylstm.activations`.
+        ONNX's three: of the gates, of the candidate, of the cell. Each is a name of
+        `cylstm.activations.KNOWN` or a tuple (name, alpha) or (name, alpha, beta).
+    variational : bool, default False
+        Whether `dropout` drops the same outputs at every step (Gal and Ghahramani 2016).
+    recurrent_dropout : float, default 0.0
+        Probability in [0, 1) with which `forward` hides a unit of h from the recurrent weights,
+        the same at every step (Gal and Ghahramani 2016); what is left is scaled by 1 / (1 - p).
+    zoneout : float, default 0.0
+        Probability in [0, 1) with which `forward` keeps a unit's h_{t-1} instead of its h_t
+        (Krueger et al. 2017); a plain call mixes both by their probabilities.
     zoneout_cell : float, default 0.0
-        As `zoneout`, for c_t; h_t and o see the new c before it.
+        Probability in [0, 1) with which `forward` keeps a unit's c_{t-1} instead of its c_t
+        (Krueger et al. 2017); h_t and o see the new c before it. A plain call mixes both by their
+        probabilities.
+    dropconnect : float, default 0.0
+        Probability in [0, 1) with which `forward` drops an element of weight_hh, the same at
+        every step (Wan et al. 2013; Merity et al. 2018); what is left is scaled by 1 / (1 - p).
+    clip : float, optional
+        Bound of every gate's pre-activation, after its bias; ONNX's `clip`. Default none.
+    merge_mode : {"concat", "sum", "mul", "ave", "separate"}, default "concat"
+        What is made of both directions' outputs, as in Keras; "separate" gives a tuple, and needs
+        one layer.
+    go_backwards : bool, default False
+        Read from a row's last step to its first. Outputs are at their original time positions;
+        Keras' are in the order read.
     forget_bias : float, optional
-        Added to the forget gate's initial bias, so that memory is kept until training says
+        Added to the forget gate's initial bias b_ih, so that memory is kept until training says
         otherwise (Gers et al. 2000; 1 is common). Default None: PyTorch's initial values.
+    dtype : {"float32", "float64"}, default "float32"
+        Type of the parameters, states and outputs; other inputs are cast to it.
+    rng : None, int or numpy.random.Generator, default None
+        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of the masks that
+        `forward` draws. With an int the same numbers come in every run; with None others in every
+        run, copy and forked process.
+
+    Attributes
+    ----------
+    params : mapping of str to ndarray
+        Read-only views of the parameters, by PyTorch's names; `assign` changes them.
+    flat_params : ndarray of shape (N,)
+        The same as one vector.
+    grads : mapping of str to ndarray
+        Writable views of the gradients, to which `backward` adds.
+    flat_grads : ndarray of shape (N,)
+        The same as one vector.
+    frozen : frozenset of str
+        Parameters that optimisers leave alone; see `freeze`.
+
+    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
 
     Raises
     ------
-    ValueError, TypeError
-        An argument is not what is said above; named in the message.
+    TypeError
+        An argument is of the wrong type; named in the message.
+    ValueError
+        An argument is out of range, or does not go with another; both are named in the message.
+    MemoryError
+        There is no room for the parameters.
 
     References
     ----------
@@ -107,63 +311,97 @@ class LSTM(Recurrent):
     large scale acoustic modeling", Interspeech (2014).
     Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450 (2016).
     Greff et al., "LSTM: a search space odyssey", IEEE TNNLS 28 (2017).
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+    networks", NeurIPS (2016).
+    Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR
+    (2017).
+    Wan et al., "Regularization of neural networks using DropConnect", ICML (2013).
+    Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("input", "forget", "candidate", "output")
+    if TYPE_CHECKING:  # annotations would show in help
+        gates: tuple[str, ...]
+        states: tuple[str, ...]
+        proj_size: int
+        peepholes: bool
+        coupled: bool
+        cell_clip: float | None
+        layer_norm: str | None
+        zoneout_cell: float
+        forget_bias: float | None
+
+    gates = ("input", "forget", "candidate", "output")
     states = ("h", "c")
+    _kind = "lstm"
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: Size,
+        hidden_size: int | Sequence[int],
         num_layers: int | None = None,
         *,
+        bias: bool | str = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         proj_size: int = 0,
         peepholes: bool = False,
         coupled: bool = False,
         cell_clip: float | None = None,
         layer_norm: str | None = None,
         activations: Any = None,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
         zoneout_cell: float = 0.0,
+        dropconnect: float = 0.0,
+        clip: float | None = None,
+        merge_mode: str = "concat",
+        go_backwards: bool = False,
         forget_bias: float | None = None,
-        **options: Any,
+        dtype: Any = "float32",
+        rng: Rng = None,
     ) -> None:
-        self.proj_size = checks.size("proj_size", proj_size, 0)
-        self.peepholes = checks.flag("peepholes", peepholes)
-        self.coupled = checks.flag("coupled", coupled)
-        self.cell_clip = checks.bound("cell_clip", cell_clip)
-        if layer_norm is not None:
-            self.layer_norm = checks.choice("layer_norm", layer_norm, ("haste", "tflite"))
-        self.zoneout_cell = checks.probability("zoneout_cell", zoneout_cell)
-        if forget_bias is not None:
-            forget_bias = checks.number("forget_bias", forget_bias, -1e6, 1e6)
-            checks.excludes("forget_bias", forget_bias, "coupled", self.coupled, "True")
-            checks.excludes(
-                "forget_bias", forget_bias, "bias", options.get("bias") is False, "False"
-            )
+        self._build(locals(), _LSTM_CHECKS)
+
+    def _read_activations(self, given: Mapping[str, Any]) -> None:
         if self.coupled:
             self.gates = tuple(gate for gate in self.gates if gate != "forget")
         sigmoids = [gate for gate in self.gates if gate != "candidate"]
         defaults = {gate: SIGMOID if gate in sigmoids else TANH for gate in self.gates}
-        self._activations = known.of_gates(
-            activations, defaults | {"cell": TANH}, [sigmoids, ["candidate"], ["cell"]]
-        )
-        super().__init__(input_size, hidden_size, num_layers, **options)
-        if forget_bias:
-            self._add_forget_bias(forget_bias)
+        groups = [sigmoids, ["candidate"], ["cell"]]
+        self._set_activations(given["activations"], defaults | {"cell": TANH}, groups)
 
-    def _add_forget_bias(self, forget_bias: float) -> None:
-        changed = {n: v.copy() for n, v in self.params.items() if n.startswith("bias_ih_")}
-        for value in changed.values():
-            hidden = len(value) // 4
-            value[hidden : 2 * hidden] += forget_bias
-        self.assign(changed)
+    def _check_options(self) -> None:
+        super()._check_options()
+        checks.excludes("forget_bias", self.forget_bias, "coupled", self.coupled, "True")
+        checks.excludes("forget_bias", self.forget_bias, "bias", not self.bias, "False")
+        if self.proj_size >= min(self.hidden_sizes):
+            raise ValueError(
+                f"proj_size: expected less than hidden_size={self.hidden_size}, "
+                f"got {self.proj_size}"
+            )
+
+    def _initialise(self, params: Mapping[str, Array]) -> None:
+        super()._initialise(params)
+        for name, value in params.items():
+            if self.forget_bias is not None and name.startswith("bias_ih_"):
+                hidden = len(value) // len(self.gates)
+                value[hidden : 2 * hidden] += self.forget_bias
 
     def _slots(self) -> dict[str, tuple[int, Activation]]:
         return {name: (slot, act) for slot, (name, act) in enumerate(self._activations.items())}
 
+    def _own_terms(self) -> dict[str, Any]:
+        return {
+            "cell_clip": self.cell_clip or 0.0,
+            "zone_c": self.zoneout_cell,
+            "coupled": self.coupled,
+            "peepholes": self.peepholes,
+        }
 
-class GRU(Recurrent):
+
+class GRU(_Gated):
     """Gated recurrent unit; gates r, z, n stacked in this order as in PyTorch.
 
     The reset gate acts after the recurrent product, as in cuDNN and PyTorch::
@@ -172,56 +410,148 @@ class GRU(Recurrent):
         n    = tanh(W_n x_t + b_in + r (U_n h_{t-1} + b_hn))
         h_t  = (1 - z) n + z h_{t-1}
 
+    With `bias="single"` there is no b_hh, and so no b_hn inside the brackets.
+
     Parameters
     ----------
-    input_size, hidden_size, num_layers, and all others but the following
-        As for `Recurrent`, common to all layers.
+    input_size : int
+        Size I of the input, at least 1.
+    hidden_size : int or tuple of int
+        Size H of the hidden state, at least 1; a tuple has one for each layer.
+    num_layers : int, default 1
+        Stacked layers, each reading the outputs of the one below. The length of `hidden_size` if
+        that is a tuple.
+    bias : bool or "single", default True
+        True: two vectors b_ih and b_hh per direction, as in PyTorch and cuDNN. "single": b_ih
+        alone, as in Keras, DyNet and madmom. False: none.
+    batch_first : bool, default False
+        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
+    dropout : float, default 0.0
+        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last;
+        what is left is scaled by 1 / (1 - p). With one layer it does nothing, and a warning says
+        so.
+    bidirectional : bool, default False
+        Also read from the last step to the first, with weights of its own.
     reset_after : bool, default True
         False: the reset gate acts before the product, as in Cho et al. (2014) and ONNX's default:
         n = tanh(W_n x_t + b_in + b_hn + U_n (r h_{t-1})).
     layer_norm : "haste", optional
         LN(W x) and LN(U h), each over all gates, in place of W x and U h, with weights
-        weight_ln_ih, weight_ln_hh (3 H,); biases are added after.
+        weight_ln_ih, weight_ln_hh (3 H,); biases are added after (Ba et al. 2016). Default none.
+        Does not go with `reset_after=False`.
     activations : dict or sequence, optional
         By gate ("reset", "update", "candidate"), or ONNX's two: of both gates, of the candidate.
-        See `cylstm.activations`.
+        Each is a name of `cylstm.activations.KNOWN` or a tuple (name, alpha) or (name, alpha,
+        beta).
+    variational : bool, default False
+        Whether `dropout` drops the same outputs at every step (Gal and Ghahramani 2016).
+    recurrent_dropout : float, default 0.0
+        Probability in [0, 1) with which `forward` hides a unit of h from the recurrent weights,
+        the same at every step (Gal and Ghahramani 2016); what is left is scaled by 1 / (1 - p).
+    zoneout : float, default 0.0
+        Probability in [0, 1) with which `forward` keeps a unit's h_{t-1} instead of its h_t
+        (Krueger et al. 2017); a plain call mixes both by their probabilities.
+    dropconnect : float, default 0.0
+        Probability in [0, 1) with which `forward` drops an element of weight_hh, the same at
+        every step (Wan et al. 2013; Merity et al. 2018); what is left is scaled by 1 / (1 - p).
+    clip : float, optional
+        Bound of every gate's pre-activation, after its bias; ONNX's `clip`. Default none.
+    merge_mode : {"concat", "sum", "mul", "ave", "separate"}, default "concat"
+        What is made of both directions' outputs, as in Keras; "separate" gives a tuple, and needs
+        one layer.
+    go_backwards : bool, default False
+        Read from a row's last step to its first. Outputs are at their original time positions;
+        Keras' are in the order read.
+    dtype : {"float32", "float64"}, default "float32"
+        Type of the parameters, states and outputs; other inputs are cast to it.
+    rng : None, int or numpy.random.Generator, default None
+        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of the masks that
+        `forward` draws. With an int the same numbers come in every run; with None others in every
+        run, copy and forked process.
+
+    Attributes
+    ----------
+    params : mapping of str to ndarray
+        Read-only views of the parameters, by PyTorch's names; `assign` changes them.
+    flat_params : ndarray of shape (N,)
+        The same as one vector.
+    grads : mapping of str to ndarray
+        Writable views of the gradients, to which `backward` adds.
+    flat_grads : ndarray of shape (N,)
+        The same as one vector.
+    frozen : frozenset of str
+        Parameters that optimisers leave alone; see `freeze`.
+
+    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
 
     Raises
     ------
-    ValueError, TypeError
-        An argument is not what is said above; named in the message.
+    TypeError
+        An argument is of the wrong type; named in the message.
+    ValueError
+        An argument is out of range, or does not go with another; both are named in the message.
+    MemoryError
+        There is no room for the parameters.
 
     References
     ----------
     Cho et al., "Learning phrase representations using RNN encoder-decoder", EMNLP (2014).
     Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450 (2016).
+    Gal and Ghahramani, "A theoretically grounded application of dropout in recurrent neural
+    networks", NeurIPS (2016).
+    Krueger et al., "Zoneout: regularizing RNNs by randomly preserving hidden activations", ICLR
+    (2017).
+    Wan et al., "Regularization of neural networks using DropConnect", ICML (2013).
+    Merity, Keskar and Socher, "Regularizing and optimizing LSTM language models", ICLR (2018).
     """
 
-    gates: tuple[str, ...] = ("reset", "update", "candidate")
-    _candidate_first: ClassVar[bool] = True
+    gates = ("reset", "update", "candidate")
+    _kind = "gru"
+    _candidate_first = True
+    if TYPE_CHECKING:
+        reset_after: bool
+        layer_norm: str | None
 
     def __init__(
         self,
         input_size: int,
-        hidden_size: Size,
+        hidden_size: int | Sequence[int],
         num_layers: int | None = None,
         *,
+        bias: bool | str = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         reset_after: bool = True,
         layer_norm: str | None = None,
         activations: Any = None,
-        **options: Any,
+        variational: bool = False,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
+        dropconnect: float = 0.0,
+        clip: float | None = None,
+        merge_mode: str = "concat",
+        go_backwards: bool = False,
+        dtype: Any = "float32",
+        rng: Rng = None,
     ) -> None:
-        self.reset_after = checks.flag("reset_after", reset_after)
-        if layer_norm is not None:
-            self.layer_norm = checks.choice("layer_norm", layer_norm, ("haste",))
+        self._build(locals(), _GRU_CHECKS)
+
+    def _read_activations(self, given: Mapping[str, Any]) -> None:
         defaults = {"reset": SIGMOID, "update": SIGMOID, "candidate": TANH}
-        self._activations = known.of_gates(
-            activations, defaults, [["reset", "update"], ["candidate"]]
-        )
-        super().__init__(input_size, hidden_size, num_layers, **options)
+        groups = [["reset", "update"], ["candidate"]]
+        self._set_activations(given["activations"], defaults, groups)
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        checks.excludes("layer_norm", self.layer_norm, "reset_after", not self.reset_after,
+                        "False")  # fmt: skip
 
     def _slots(self) -> dict[str, tuple[int, Activation]]:
         return {
             name: (slot, self._activations[name])
             for slot, name in enumerate(("candidate", "reset", "update"))
         }
+
+    def _own_terms(self) -> dict[str, Any]:
+        return {"reset_before": not self.reset_after}

@@ -44,9 +44,9 @@ def of_layer(layer: Recurrent, depth: int, batch: Batch, rng: np.random.Generato
         found["recurrent"] = inverted(rng, layer.recurrent_dropout, shape3, dtype)
     if layer.zoneout:
         found["zoneout"] = chosen(rng, layer.zoneout, (steps, width, directions * outputs), dtype)
-    if layer.zoneout_cell:
+    if layer._cell.zone_c:
         shape3 = (steps, width, directions * hidden)
-        found["zoneout_cell"] = chosen(rng, layer.zoneout_cell, shape3, dtype)
+        found["zoneout_cell"] = chosen(rng, layer._cell.zone_c, shape3, dtype)
     return found
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -12,11 +15,29 @@ from cylstm import checks, masks, outputs, states, threads, weights
 from cylstm.batches import Batch
 from cylstm.cells import Activation, Cell, Extras
 from cylstm.kernels import sequence
-from cylstm.params import Array, Parameters
+from cylstm.params import Array, Parameters, draw_uniform
 from cylstm.states import Parts, State
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
+
+
+Checks = dict[str, Callable[[str, Any], Any]]
+#: How the options are checked that all layers have.
+_CHECKS: Checks = {
+    "input_size": checks.size,
+    "bias": checks.bias,
+    "batch_first": checks.flag,
+    "dropout": partial(checks.number, low=0, high=1),
+    "variational": checks.flag,
+    "recurrent_dropout": checks.probability,
+    "zoneout": checks.probability,
+    "dropconnect": checks.probability,
+    "clip": checks.bound,
+    "bidirectional": checks.flag,
+    "merge_mode": partial(checks.choice, choices=outputs.MERGE_MODES),
+    "go_backwards": checks.flag,
+}
 
 
 class Tape(NamedTuple):
@@ -31,105 +52,71 @@ class Tape(NamedTuple):
     both: list[Array | None]
 
 
+def _level_outside() -> int:
+    """Return the stack level of who called the library, for a warning raised by the caller."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_globals.get("__name__", "").startswith("cylstm.") and frame.f_back:
+        level, frame = level + 1, frame.f_back
+    return level + 1
+
+
 class Recurrent(Parameters):
-    """What RNN, LSTM and GRU share. Subclasses say how many gates and which states there are.
+    """What RNN, LSTM and GRU share; they say which gates, states and options of their own exist."""
 
-    Parameters
-    ----------
-    input_size : int
-        Size I of the input, at least 1.
-    hidden_size : int or tuple of int
-        Size H of the hidden state; a tuple has one for each layer.
-    num_layers : int, default 1
-        Stacked layers, each reading the outputs of the one below.
-    bias : bool, default True
-        Whether there are b_ih and b_hh.
-    batch_first : bool, default False
-        Whether inputs and outputs are (B, T, .) instead of (T, B, .). States never are.
-    dropout : float, default 0.0
-        Probability in [0, 1] with which `forward` zeroes an output of every layer but the last.
-    variational : bool, default False
-        Whether that dropout drops the same outputs at every step (Gal and Ghahramani 2016).
-    recurrent_dropout : float, default 0.0
-        Probability in [0, 1) with which `forward` hides a unit of h from the recurrent weights,
-        the same at every step (Gal and Ghahramani 2016); what is left is scaled by 1 / (1 - p).
-    zoneout : float, default 0.0
-        Probability in [0, 1) with which `forward` keeps a unit's h_{t-1} instead of its h_t
-        (Krueger et al. 2017); a plain call mixes both by their probabilities.
-    dropconnect : float, default 0.0
-        Probability in [0, 1) with which `forward` drops an element of weight_hh, the same at
-        every step (Wan et al. 2013; Merity et al. 2018).
-    clip : float, optional
-        Bound of every gate's pre-activation, after its bias; ONNX's `clip`. Default none.
-    bidirectional : bool, default False
-        Also read backwards.
-    merge_mode : {"concat", "sum", "mul", "ave", "separate"}, default "concat"
-        What is made of both directions' outputs, as in Keras; "separate" gives a tuple.
-    go_backwards : bool, default False
-        Read from a row's last step to its first. Outputs are at their original time positions;
-        Keras' are in the order read.
-    dtype : {"float32", "float64"}, default "float32"
-    rng : None, int or numpy.random.Generator, default None
-        Source of the initial weights, U(-1/sqrt(H), 1/sqrt(H)) as PyTorch's, and of masks.
+    if TYPE_CHECKING:  # annotations would show in help
+        gates: tuple[str, ...]
+        states: tuple[str, ...]
+        input_size: int
+        hidden_size: int | tuple[int, ...]
+        bias: bool | str
+        batch_first: bool
+        dropout: float
+        variational: bool
+        recurrent_dropout: float
+        zoneout: float
+        dropconnect: float
+        clip: float | None
+        bidirectional: bool
+        merge_mode: str
+        go_backwards: bool
 
-    Raises
-    ------
-    ValueError, TypeError
-        An argument is not what is said above, or does not go with another; named in the message.
-    """
+        def __init__(
+            self, input_size: int, hidden_size: Any, num_layers: int | None = None, **options: Any
+        ) -> None: ...
 
     #: Gates in PyTorch's order, as stacked in the weights.
-    gates: tuple[str, ...] = ()
+    gates = ()
     #: The arrays a state consists of.
-    states: ClassVar[tuple[str, ...]] = ("h",)
-    #: Options that only some of the layers have, switched off.
-    proj_size = 0
-    peepholes = coupled = independent = False
-    reset_after = True
-    layer_norm: str | None = None
-    cell_clip: float | None = None
-    zoneout_cell = 0.0
+    states = ("h",)
+    #: The kernels' name of the cell.
+    _kind = ""
     #: Whether the candidate's slot is the kernels' first: a GRU's.
-    _candidate_first: ClassVar[bool] = False
+    _candidate_first = False
+    #: Whether the weights come from a state dict and nothing is to be drawn.
+    _undrawn = False
+    _fixed = Parameters._fixed | {
+        "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
+    }  # fmt: skip
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int | Sequence[int],
-        num_layers: int | None = None,
-        *,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        variational: bool = False,
-        recurrent_dropout: float = 0.0,
-        zoneout: float = 0.0,
-        dropconnect: float = 0.0,
-        clip: float | None = None,
-        bidirectional: bool = False,
-        merge_mode: str = "concat",
-        go_backwards: bool = False,
-        dtype: Any = "float32",
-        rng: Rng = None,
-    ) -> None:
-        self.input_size = checks.size("input_size", input_size)
-        self._read_sizes(hidden_size, num_layers)
-        self.bias = checks.flag("bias", bias)
-        self.batch_first = checks.flag("batch_first", batch_first)
-        self.dropout = checks.number("dropout", dropout, 0, 1)
-        self.variational = checks.flag("variational", variational)
-        self.recurrent_dropout = checks.probability("recurrent_dropout", recurrent_dropout)
-        self.zoneout = checks.probability("zoneout", zoneout)
-        self.dropconnect = checks.probability("dropconnect", dropconnect)
-        self.clip = checks.bound("clip", clip)
-        self.bidirectional = checks.flag("bidirectional", bidirectional)
-        self.num_directions = 2 if bidirectional else 1
-        self.merge_mode = checks.choice("merge_mode", merge_mode, outputs.MERGE_MODES)
-        self.go_backwards = checks.flag("go_backwards", go_backwards)
+    def _build(self, given: Mapping[str, Any], own: Checks) -> None:
+        """Make the layer of its constructor's arguments; `own` checks those of this kind alone."""
+        for name, check in (_CHECKS | own).items():
+            setattr(self, name, check(name, given[name]))
+        self._read_sizes(given["hidden_size"], given["num_layers"])
+        self.num_directions = 2 if self.bidirectional else 1
+        self._read_activations(given)
         self._check_options()
         self._no_state: list[Parts] = [(None,) * len(self.states)] * self.num_layers
-        self.output_sizes = tuple(self.proj_size or h for h in self.hidden_sizes)
+        self.output_sizes = tuple(getattr(self, "proj_size", 0) or h for h in self.hidden_sizes)
         self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
+        self._cell = Cell(
+            kind=self._kind,
+            activations=tuple(activation for _, activation in self._slots().values()),
+            clip=self.clip or 0.0,
+            zone=self.zoneout,
+            norm=getattr(self, "layer_norm", None),
+            **self._own_terms(),
+        )
         shapes = [weights.shapes(self, depth) for depth in range(self.num_layers)]
         #: Of each direction: short and full names of its parameters.
         self._names = {
@@ -142,13 +129,18 @@ class Recurrent(Parameters):
             for suffix, names in self._names.items()
             for name, full in names.items()
         }
-        super().__init__(named, checks.dtype(dtype))
-        self._rng = checks.generator("rng", rng)
-        self._initialise()
+        dtype = checks.dtype(given["dtype"])
+        self._rng = checks.generator("rng", given["rng"])
+        #: Whether masks repeat from run to run; otherwise no two copies draw the same.
+        self._seeded = given["rng"] is not None
+        Parameters.__init__(self, named, dtype)
+        if not self.__dict__.pop("_undrawn", False):
+            with self._changing():
+                self._initialise(self.split(self._storage))
 
     def _read_sizes(self, hidden_size: int | Sequence[int], num_layers: int | None) -> None:
         if not isinstance(hidden_size, (tuple, list)):
-            self.hidden_size: int | tuple[int, ...] = checks.size("hidden_size", hidden_size)
+            self.hidden_size = checks.size("hidden_size", hidden_size)
             self.num_layers = checks.size("num_layers", 1 if num_layers is None else num_layers)
             self.hidden_sizes = (self.hidden_size,) * self.num_layers
             return
@@ -162,37 +154,84 @@ class Recurrent(Parameters):
             raise ValueError("hidden_size: expected at least one size, got 0: ()")
         self.num_layers = len(sizes)
 
+    def _read_activations(self, given: Mapping[str, Any]) -> None:
+        """Set what `_slots` reads, and the gates where they depend on options."""
+        raise NotImplementedError
+
     def _check_options(self) -> None:
         """Refuse what does not go together."""
         mode = self.merge_mode
-        checks.excludes("variational", self.variational, "dropout", self.dropout == 0, "0")
         checks.excludes("merge_mode", mode != "concat" and mode, "bidirectional",
                         not self.bidirectional, "False")  # fmt: skip
         checks.excludes("merge_mode", mode == "separate" and mode, "num_layers",
                         self.num_layers > 1, self.num_layers)  # fmt: skip
         checks.excludes("go_backwards", self.go_backwards, "bidirectional", self.bidirectional,
                         "True")  # fmt: skip
-        checks.excludes("independent", self.independent, "dropconnect", self.dropconnect > 0,
-                        self.dropconnect)  # fmt: skip
-        checks.excludes("layer_norm", self.layer_norm, "reset_after", not self.reset_after,
-                        "False")  # fmt: skip
-        if self.proj_size >= min(self.hidden_sizes):
-            raise ValueError(
-                f"proj_size: expected less than hidden_size={self.hidden_size}, "
-                f"got {self.proj_size}"
+        if self.dropout and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout:g} does nothing with num_layers=1: it drops outputs "
+                "between layers",
+                stacklevel=_level_outside(),
             )
 
-    def _initialise(self) -> None:
+    def _own_terms(self) -> dict[str, Any]:
+        """Fields of `Cell` for the options that only this kind of layer has."""
+        return {}
+
+    def _initialise(self, params: Mapping[str, Array]) -> None:
         """PyTorch's initial values; those of layer norms are 1 and 0."""
-        parts = []
-        for name, shape in self._shapes.items():
-            size, depth = math.prod(shape), weights.depth_of("l" + name.rpartition("_l")[2])
+        for name, view in params.items():
+            depth = weights.depth_of("l" + name.rpartition("_l")[2])
             bound = 1 / math.sqrt(self.hidden_sizes[depth])
             value = weights.initial(name)
-            parts.append(
-                self._rng.uniform(-bound, bound, size) if value is None else np.full(size, value)
-            )
-        self.assign(np.concatenate(parts))
+            if value is None:
+                draw_uniform(self._rng, view, -bound, bound)
+            else:
+                view[...] = value
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any], prefix: str = "", **options: Any) -> Self:
+        """Make the layer that a state dict fits, with its weights; nothing is drawn at random.
+
+        Sizes, layers, directions, projection, biases, peepholes, layer norm and independent units
+        are inferred from names and shapes. Entries are copied one at a time, straight into the
+        layer, so that weights in a mapped file need no second copy in memory.
+
+        Parameters
+        ----------
+        state : mapping of str to array-like
+            Arrays or CPU tensors by PyTorch's names, as `torch.nn.LSTM(...).state_dict()`,
+            `dict(module.named_parameters())`, `numpy.load` of an .npz file or `state_dict` here
+            return them, of any floating dtype, bfloat16 included. Names of `torch.nn.LSTMCell`
+            and the like, without "_l0", make a layer of one cell.
+        prefix : str, default ""
+            Only what begins with it is read, as "encoder.lstm." in the state dict of a whole
+            network.
+        **options
+            Arguments of the constructor that weights do not tell, such as `batch_first`,
+            `nonlinearity`, `reset_after`, `coupled`, `merge_mode`, `dropout` and `rng`. What they
+            do tell may be given if it is the same. `dtype` is by default float64 if all weights
+            are, otherwise float32.
+
+        Returns
+        -------
+        RNN, LSTM or GRU
+            Of the class that this is called on, which may be a subclass that takes the arguments
+            needed.
+
+        Raises
+        ------
+        KeyError
+            Names are missing or unexpected, or none begins with the prefix.
+        TypeError
+            `state` is not a mapping, there is no such option, or an entry is not made of
+            floating-point numbers in this machine's memory: integers would need a scale.
+        ValueError
+            Shapes fit no layer of this class, or an option contradicts them.
+        """
+        from cylstm import loading  # not needed to run
+
+        return loading.layer_of(cls, state, prefix, options)
 
     def _merged(self, depth: int) -> int:
         """Features of a layer's output."""
@@ -206,12 +245,11 @@ class Recurrent(Parameters):
     def _directions(self) -> tuple[str, ...]:
         return ("", "_reverse")[: self.num_directions]
 
-    def __repr__(self) -> str:
-        """Show the constructor's main arguments."""
-        words = [f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"]
-        if self.bidirectional:
-            words.append("bidirectional=True")
-        return f"{type(self).__name__}({', '.join(words)}, dtype={self.dtype.name!r})"
+    def _argument(self, name: str) -> Any:
+        """Leave out the number of layers where it says nothing."""
+        if name == "num_layers" and (self.num_layers == 1 or isinstance(self.hidden_size, tuple)):
+            return None
+        return super()._argument(name)
 
     # What the kernels need of a cell
 
@@ -219,26 +257,32 @@ class Recurrent(Parameters):
         """Slot and activation of each gate, and of what else has one, in slot order."""
         raise NotImplementedError
 
-    def _cell(self, suffix: str) -> Cell:
-        return Cell(
-            kind=type(self).__name__.lower(),
-            activations=tuple(activation for _, activation in self._slots().values()),
-            reverse=self.go_backwards or suffix.endswith("_reverse"),
-            clip=self.clip or 0.0,
-            cell_clip=self.cell_clip or 0.0,
-            zone=self.zoneout,
-            zone_c=self.zoneout_cell,
-            coupled=self.coupled,
-            peepholes=self.peepholes,
-            norm=self.layer_norm,
-            reset_before=not self.reset_after,
-            independent=self.independent,
-        )
+    def _cell_of(self, suffix: str) -> Cell:
+        return self._cell._replace(reverse=self.go_backwards or suffix.endswith("_reverse"))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the packed weights and views of gradients, too."""
         derived = {"_packed", "_places"}
         return {k: v for k, v in super().__getstate__().items() if k not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Have masks of their own drawn, where there was no seed."""
+        super().__setstate__(state)
+        if not self._seeded:
+            self._rng = checks.generator("rng", None)
+
+    def _after_fork(self) -> None:
+        """In a child: masks of its own, and no waiting for who was drawing in the parent."""
+        super()._after_fork()
+        old = self._rng.bit_generator
+        if not self._seeded:
+            self._rng = checks.generator("rng", None)
+        elif old.lock.acquire(blocking=False):
+            old.lock.release()
+        else:
+            new = type(old)()
+            new.state = old.state
+            self._rng = np.random.Generator(new)
 
     def _make_views(self) -> None:
         super()._make_views()
@@ -487,7 +531,7 @@ class Recurrent(Parameters):
             if name in self.gates:
                 named[name] = slots[:, slot]
                 named[f"{name}_preactivation"] = slots[:, before + slot]
-        if self.coupled:
+        if self._cell.coupled:
             named["forget"] = 1 - named["input"]
         named["hidden"] = h
         if c is not None:

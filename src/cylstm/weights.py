@@ -27,19 +27,19 @@ def shapes(layer: Recurrent, depth: int) -> dict[str, tuple[int, ...]]:
     rows = len(layer.gates) * hidden
     found: dict[str, tuple[int, ...]] = {
         "weight_ih": (rows, layer.input_sizes[depth]),
-        "weight_hh": (hidden,) if layer.independent else (rows, outputs),
+        "weight_hh": (hidden,) if layer._cell.independent else (rows, outputs),
     }
     if layer.bias:
-        found |= dict.fromkeys(BIASES, (rows,))
-    if layer.proj_size:
+        found |= dict.fromkeys(BIASES[:1] if layer.bias == "single" else BIASES, (rows,))
+    if outputs != hidden:
         found["weight_hr"] = (outputs, hidden)
-    if layer.peepholes:
+    if layer._cell.peepholes:
         found["weight_peephole"] = ((len(layer.gates) - 1) * hidden,)
-    if layer.layer_norm == "haste":
+    if layer._cell.norm == "haste":
         found |= dict.fromkeys(("weight_ln_ih", "weight_ln_hh"), (rows,))
         if "c" in layer.states:
             found |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (hidden,))
-    elif layer.layer_norm == "tflite":
+    elif layer._cell.norm == "tflite":
         found["weight_ln"] = (rows,)
     return found
 
@@ -60,17 +60,17 @@ def pack(
     w_hh, single = params["weight_hh"], None
     if sizes := layer._single_sizes[depth_of(suffix)]:
         values = params | {"bias": bias}
-        if layer._candidate_first and layer.layer_norm:
+        if layer._candidate_first and layer._cell.norm:
             values["weight_ln_ih"] = np.roll(values["weight_ln_ih"], len(w_hh) // 3)
         single = np.concatenate([values[name] for name in sizes])[None, None]
     return sequence.Packed(
         dispatch.table(layer.dtype.name),
-        layer._cell(suffix),
+        layer._cell_of(suffix),
         params["weight_ih"][None],
-        None if layer.independent else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
+        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
         bias[None, None],
         backward,
-        params["weight_hr"][None] if layer.proj_size else None,
+        params["weight_hr"][None] if "weight_hr" in params else None,
         single,
     )
 
@@ -92,7 +92,7 @@ def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
     if not layer._candidate_first:
         return b_ih + b_hh
     (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(b_ih, 3), np.split(b_hh, 3)
-    if not layer.reset_after:
+    if layer._cell.reset_before:
         return np.concatenate([n_x + n_h, r_x + r_h, z_x + z_h])
     return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])
 
@@ -102,10 +102,10 @@ def single_sizes(layer: Recurrent, depth: int) -> dict[str, int]:
     sizes = {name: shape[0] for name, shape in shapes(layer, depth).items()}
     names = [n for n in sizes if n == "weight_peephole" or "_ln" in n]
     found = {name: sizes[name] for name in names}
-    if layer.layer_norm:
+    if layer._cell.norm:
         gates = len(layer.gates)
         found["bias"] = sizes["weight_ih"] // gates * (4 if layer._candidate_first else gates)
-    if layer.independent:
+    if layer._cell.independent:
         found["weight_hh"] = sizes["weight_hh"]
     return found
 
@@ -136,13 +136,13 @@ def _places(layer: Recurrent, suffix: str, dropconnect: Array | None) -> Places:
     """Those of one direction; see `_add_rest` for what is not the gradient itself."""
     into = of_direction(layer, layer._grad_views, suffix)
     w_hh = into["weight_hh"]
-    biases = [None if layer.layer_norm else into.get(name) for name in BIASES]
+    biases = [None if layer._cell.norm else into.get(name) for name in BIASES]
     ones = sum(layer._single_sizes[depth_of(suffix)].values())
     return (
         into["weight_ih"][None],
-        None if layer.independent else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
+        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
         *(None if b is None else b[None, None] for b in biases),
-        into["weight_hr"][None] if layer.proj_size else None,
+        into["weight_hr"][None] if "weight_hr" in into else None,
         np.zeros((1, 1, ones), layer.dtype) if ones else None,
     )
 
@@ -162,10 +162,15 @@ def _add_rest(layer: Recurrent, suffix: str, found: Places, dropconnect: Array |
             into[name] += np.roll(part, -(len(part) // 3))
         elif name != "bias":
             into[name] += part
-        elif layer.bias and layer._candidate_first:
+        elif layer._candidate_first:
             n_x, r, z, n_h = np.split(part, 4)
-            into["bias_ih"] += np.concatenate([r, z, n_x])
-            into["bias_hh"] += np.concatenate([r, z, n_h])
-        elif layer.bias:
-            into["bias_ih"] += part
-            into["bias_hh"] += part
+            _add_biases(into, np.concatenate([r, z, n_x]), np.concatenate([r, z, n_h]))
+        else:
+            _add_biases(into, part, part)
+
+
+def _add_biases(into: Mapping[str, Array], *parts: Array) -> None:
+    """Add to those biases that there are."""
+    for name, part in zip(BIASES, parts, strict=True):
+        if name in into:
+            into[name] += part

@@ -514,10 +514,10 @@ cdef class Call:
             self.add_matrix(s.dw_2, w.outputs, w.hidden, dw_hr, "dw_hr", look_only)
         if db_ih is not None:
             self.add_vector(s.db_ih, w.gates, turn, db_ih, "db_ih", look_only)
-            if s.db_hh == NULL:
-                self.add_vector(s.db_ih, w.gates, turn, db_hh, "db_hh", look_only)
-            else:
-                self.add_vector(s.db_hh, w.gates, 0, db_hh, "db_hh", look_only)
+        if db_hh is not None and s.db_hh == NULL:
+            self.add_vector(s.db_ih, w.gates, turn, db_hh, "db_hh", look_only)
+        elif db_hh is not None:
+            self.add_vector(s.db_hh, w.gates, 0, db_hh, "db_hh", look_only)
         if w.singles:
             self.add_vector(s.d_single, w.singles, 0, d_single, "d_single", look_only)
         return 0
