@@ -44,17 +44,18 @@ class Problem(NamedTuple):
     network: Any = None  # the oracle's description of the layer
     mask: np.ndarray | None = None  # (T, B)
     return_: Any = "all"
+    reset: np.ndarray | None = None  # (T, B)
 
     def oracle(self, masks=None):
         """Output, final state and cache of the float64 reference."""
         return reference.forward(
             self.network, self.layer.params, self.x, self.state, self.lengths, masks,
-            mask=self.mask, return_=self.return_,
+            mask=self.mask, return_=self.return_, reset=self.reset,
         )  # fmt: skip
 
     def steps(self):
         """The arguments of a call that choose steps, where they are not the defaults."""
-        given = {"lengths": self.lengths, "mask": self.mask}
+        given = {"lengths": self.lengths, "mask": self.mask, "reset": self.reset}
         chosen = {"return_": self.return_} if self.return_ != "all" else {}
         return {name: value for name, value in given.items() if value is not None} | chosen
 
@@ -103,14 +104,15 @@ class Bare:
 
 
 def problem(
-    cell, sizes, *, steps=5, rows=3, lengths=None, mask=None, return_="all", seed=0, bare=False,
-    **options,
+    cell, sizes, *, steps=5, rows=3, lengths=None, mask=None, return_="all", reset=None, seed=0,
+    bare=False, **options,
 ):  # fmt: skip
     """A problem with distinct random numbers everywhere.
 
     sizes are input, hidden and number of layers; lengths an array, None, or "random" for
     lengths in any order from 0 to all steps; mask an array, None, "left" for left padding of any
-    length, or "holes". Layer norm does not begin at 1 and 0 as it does in a new layer.
+    length, or "holes"; reset an array, None, or the share of resets. Layer norm does not begin at
+    1 and 0 as it does in a new layer.
     """
     rng = np.random.default_rng(seed)
     known = {name: options[name] for name in NETWORK_OPTIONS & options.keys()}
@@ -137,11 +139,16 @@ def problem(
         first = rng.permutation(np.linspace(0, steps, rows).round().astype(int))
         mask = np.arange(steps)[:, None] >= first if mask == "left" else (
             rng.random((steps, rows)) < 0.6)  # fmt: skip
+    if isinstance(reset, float):
+        reset = rng.random((steps, rows)) < reset
     state, dstate = (network.state_of(normal, rows) for _ in range(2))
     normed = {n: v + 0.3 * normal(*v.shape) for n, v in layer.params.items() if "_ln" in n}
     if normed:
         layer.assign(normed)
-    return Problem(cell, layer, x, state, lengths, dy, dstate, network, mask, return_)
+    if network.learn_initial_state:
+        drawn = {n: 0.5 * normal(*v.shape) for n, v in layer.params.items() if "initial" in n}
+        layer.assign(drawn)
+    return Problem(cell, layer, x, state, lengths, dy, dstate, network, mask, return_, reset)
 
 
 NETWORK_OPTIONS = {field.name for field in dataclasses.fields(reference.Network)}
@@ -167,6 +174,8 @@ def by_name(state):
     """The arrays of a state or of its gradient: h0, c0, or h0_l0 and so on."""
     found = {}
     for name, part in zip(("h0", "c0"), state, strict=False):
+        if part is None:
+            continue
         found |= ({f"{name}_l{k}": a for k, a in enumerate(part)} if isinstance(part, tuple)
                   else {name: part})  # fmt: skip
     return found

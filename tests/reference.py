@@ -41,6 +41,7 @@ class Network:
     activations: Any = None
     zoneout_cell: float = 0.0
     reset_after: bool = True
+    learn_initial_state: bool = False
 
     @property
     def hidden(self):
@@ -104,6 +105,10 @@ class Network:
                     own |= {"weight_ln_c": (hidden,), "bias_ln_c": (hidden,)}
             if self.layer_norm == "tflite":
                 own |= {"weight_ln": (rows,)}
+            if self.learn_initial_state:
+                own |= {"initial_h": (out,)}
+                if self.cell == "lstm":
+                    own |= {"initial_c": (hidden,)}
             for d in self.directions:
                 shapes |= {f"{name}_l{k}{d}": shape for name, shape in own.items()}
             width = out * (len(self.directions) if self.merge_mode == "concat" else 1)
@@ -138,19 +143,30 @@ class Network:
         )
 
 
-def direction(net, w, x, state, valid, backwards, masks):
+def cuts_of(reset, backwards):
+    """Before reading which steps (T, B, 1) the state is the initial one again."""
+    cuts = reset
+    if backwards:  # what is read before step t is step t + 1
+        cuts = np.concatenate([reset[1:], np.zeros_like(reset[:1])])
+    return cuts[..., None]
+
+
+def direction(net, w, x, state, valid, backwards, masks, reset, initial):
     """One direction of one layer: x (T, B, I), state of (B, size) arrays -> y, state, cache.
 
     Steps where valid (T, B) is False leave the state alone and give y = 0, so that each row begins
     at its own first step, or with `backwards` at its own last. Masks, of this direction: recurrent
     (B, P); zoneout (T, B, P) and zoneout_cell (T, B, H), 1 where the old value stays, or a number.
+    At cuts the state becomes `initial`, of (size,) arrays.
     """
     steps = len(x)
     order = list(range(steps))[:: -1 if backwards else 1]
+    cuts = cuts_of(reset, backwards)
     valid = valid[..., None]
     x = np.where(valid, x, 0)
     y, records = np.zeros((*x.shape[:2], state[0].shape[-1])), [{}] * steps
     for t in order:
+        state = tuple(np.where(cuts[t], i, s) for i, s in zip(initial, state, strict=True))
         h_in = masks["recurrent"] * state[0]
         new, records[t] = CELLS[net.cell][0](net, w, x[t], h_in, *state)
         # Zoneout, Krueger et al. 2017.
@@ -158,7 +174,7 @@ def direction(net, w, x, state, valid, backwards, masks):
         records[t] |= dict(zip(("hidden", "cell"), new, strict=False))
         state = tuple(np.where(valid[t], n, s) for n, s in zip(new, state, strict=True))
         y[t] = np.where(valid[t], new[0], 0)
-    return y, state, (net, w, order, valid, masks, records)
+    return y, state, (net, w, order, valid, masks, records, cuts)
 
 
 def kept(masks, t):
@@ -167,9 +183,10 @@ def kept(masks, t):
 
 
 def d_direction(cache, dy, dstate, grads, clip_step):
-    """dy (T, B, P), dstate a tuple of (B, size) -> dx, dstate; adds to grads."""
-    net, w, order, valid, masks, records = cache
+    """dy (T, B, P), dstate a tuple of (B, size) -> dx, dstate, dinitial; adds to grads."""
+    net, w, order, valid, masks, records, cuts = cache
     dx = np.zeros((*dy.shape[:2], w["weight_ih"].shape[1]))
+    dinitial = [0.0] * len(dstate)
     for t in reversed(order):
         passed_by = [np.where(valid[t], 0, d) for d in dstate]
         dnew = [np.where(valid[t], d, 0) for d in dstate]
@@ -179,7 +196,9 @@ def d_direction(cache, dy, dstate, grads, clip_step):
         dx[t], dh_in, dold = CELLS[net.cell][1](net, w, records[t], grads, clip_step, *dnew)
         dold = (dold[0] + masks["recurrent"] * dh_in, *dold[1:])
         dstate = tuple(sum(ds) for ds in zip(dold, passed_by, dzoned, strict=True))
-    return dx, dstate
+        dinitial = [i + (cuts[t] * d).sum(0) for i, d in zip(dinitial, dstate, strict=True)]
+        dstate = tuple(np.where(cuts[t], 0, d) for d in dstate)
+    return dx, dstate, dinitial
 
 
 def select(y, valid, how, backwards):
@@ -253,14 +272,18 @@ def masks_of(net, layer, d, drawn):
     }
 
 
-def forward(net, params, x, state=None, lengths=None, masks=None, *, mask=None, return_="all"):
+def forward(
+    net, params, x, state=None, lengths=None, masks=None, *, mask=None, return_="all", reset=None
+):
     """The whole network.
 
     x (T, B, I). state: a tuple of (L*D, B, size) arrays, or of tuples of (D, B, size) if sizes
-    differ; zeros if None. lengths (B,) or mask (T, B): the valid steps. masks, one dict per layer,
-    as a tape has them: dropconnect, a list of arrays like weight_hh; recurrent (D, B, P); zoneout
-    (T, B, D*P); zoneout_cell (T, B, D*H); dropout, which multiplies the layer's output. Without
-    them zoneout acts by its expectation and nothing is dropped.
+    differ; of None, or of arrays that are None, the learned one or zeros; of one row it is that of
+    all. reset (T, B): before such steps the state is the learned one or zeros again. lengths (B,)
+    or mask (T, B): the valid steps. masks, one dict per layer, as a tape has them: dropconnect, a
+    list of arrays like weight_hh; recurrent (D, B, P); zoneout (T, B, D*P); zoneout_cell
+    (T, B, D*H); dropout, which multiplies the layer's output. Without them zoneout acts by its
+    expectation and nothing is dropped.
     Returns y, the final state, and the cache for `backward`.
     """
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -269,8 +292,9 @@ def forward(net, params, x, state=None, lengths=None, masks=None, *, mask=None, 
     if lengths is not None:
         mask = np.arange(steps)[:, None] < np.asarray(lengths)
     valid = np.ones((steps, rows), bool) if mask is None else np.asarray(mask)
-    state = net.state_of(lambda *shape: np.zeros(shape), rows) if state is None else state
-    initial, finals, layers = net._by_direction(state), {}, []
+    reset = np.zeros((steps, rows), bool) if reset is None else np.asarray(reset, bool)
+    given, learned = starts_of(net, params, state, rows)
+    finals, layers = {}, []
     for k in range(len(net.hidden)):
         drawn = masks[k] if masks else {}
         last = k == len(net.hidden) - 1
@@ -280,21 +304,45 @@ def forward(net, params, x, state=None, lengths=None, masks=None, *, mask=None, 
             w = {n.removesuffix(suffix): v for n, v in params.items() if n.endswith(suffix)}
             own = masks_of(net, k, d, drawn)
             w["weight_hh"] = w["weight_hh"] * own["dropconnect"]
-            start = tuple(np.asarray(s, np.float64) for s in initial[suffix])
-            y_d, finals[suffix], cache = direction(net, w, y, start, valid, backwards, own)
+            start = tuple(
+                np.broadcast_to(i if g is None else g, (rows, len(i)))
+                for g, i in zip(given[suffix], learned[suffix], strict=True)
+            )
+            y_d, finals[suffix], cache = direction(
+                net, w, y, start, valid, backwards, own, reset, learned[suffix]
+            )
             chosen, weights = select(y_d, valid, return_ if last else "all", backwards)
+            if last and return_ == "final":
+                chosen = finals[suffix][0]
             caches.append((suffix, cache, weights, y_d.shape))
             ys.append(chosen)
         y = merge(net.merge_mode, ys)
         dropout = drawn.get("dropout") if not last else None
         y = y if dropout is None else y * dropout
         layers.append((caches, ys, dropout))
-    return y, net._joined(finals), (net, params, layers, valid, return_)
+    return y, net._joined(finals), (net, params, layers, valid, return_, given)
+
+
+def starts_of(net, params, state, rows):
+    """By direction: the given state, of arrays with as many rows as given or None, and the initial
+    state of (size,) arrays: the learned one or zeros."""
+    parts, ways = net.state_parts(), len(net.directions)
+    state = (None,) * len(parts) if state is None else state
+    filled = ([None] * (ways * len(sizes)) if part is None else part
+              for part, sizes in zip(state, parts, strict=True))  # fmt: skip
+    learned = {}
+    for i, suffix in enumerate(net.suffixes):
+        sizes = [part[i // ways] for part in parts]
+        learned[suffix] = tuple(
+            params.get(f"initial_{name}{suffix}", np.zeros(size))
+            for name, size in zip("hc", sizes, strict=False)
+        )
+    return net._by_direction(filled), learned
 
 
 def backward(cache, dy, dstate, clip_step=None):
     """Gradients of y and of the final state, shaped as these -> dx, dstate, and grads by name."""
-    net, params, layers, _, return_ = cache
+    net, params, layers, _, return_, given = cache
     grads, initial = {name: np.zeros_like(value) for name, value in params.items()}, {}
     dfinal = net._by_direction(dstate)
     for k in reversed(range(len(layers))):
@@ -304,9 +352,20 @@ def backward(cache, dy, dstate, clip_step=None):
         for (suffix, run, weights, shape), part in zip(
             caches, d_merge(net.merge_mode, ys, dy), strict=True
         ):
-            part = d_select(part, weights, return_ if k == len(layers) - 1 else "all", shape)
+            chosen = return_ if k == len(layers) - 1 else "all"
+            if chosen == "final":
+                dfinal[suffix] = (dfinal[suffix][0] + part, *dfinal[suffix][1:])
+                part, chosen = np.zeros(shape), "all"
+            part = d_select(part, weights, chosen, shape)
             own = {n.removesuffix(suffix): g for n, g in grads.items() if n.endswith(suffix)}
-            d, initial[suffix] = d_direction(run, part, dfinal[suffix], own, clip_step)
+            d, dstart, dlearned = d_direction(run, part, dfinal[suffix], own, clip_step)
+            for name, g, ds, dl in zip("hc", given[suffix], dstart, dlearned, strict=False):
+                if net.learn_initial_state:
+                    own[f"initial_{name}"] += dl + (ds.sum(0) if g is None else 0)
+            initial[suffix] = tuple(
+                d if g is None or len(g) == len(d) else d.sum(0, keepdims=True)
+                for g, d in zip(given[suffix], dstart, strict=True)
+            )
             own["weight_hh"] *= run[4]["dropconnect"]
             dx = dx + d
         dy = dx
@@ -326,19 +385,19 @@ def trace(cache):
             gate: np.where(valid, np.stack([step[gate] for step in records]), 0)
             for gate in records[0] if not gate.startswith("_")
         }
-        for suffix, (*_, records), _, _ in runs(cache)
+        for suffix, (*_, records, _), _, _ in runs(cache)
     }  # fmt: skip
 
 
 def margin(cache):
     """The least distance of anything from where the network is not smooth."""
-    net, _, layers, valid, return_ = cache
+    net, _, layers, valid, return_, _ = cache
     found = [np.inf]
-    for _, (*_, records), _, _ in runs(cache):
+    for _, (*_, records, _), _, _ in runs(cache):
         for t, step in enumerate(records):
             found += [d[valid[t]].min(initial=np.inf) for d in margins(net, step)]
     if return_ == "max" and len(valid):
-        for _, (*_, records), _, _ in layers[-1][0]:
+        for _, (*_, records, _), _, _ in layers[-1][0]:
             none = np.full(records[0]["hidden"].shape, -1e9)
             steps = [np.where(v[:, None], r["hidden"], none)
                      for v, r in zip(valid, records, strict=True)]  # fmt: skip

@@ -135,7 +135,7 @@ def test_lengths(cell, batch_first):
 
 def bad_states(cell, parts):
     """Wrong values of a state argument with the error and what the message says came."""
-    shapes = [(2, 3, 4), (1, 3, 5), (2, 1, 5), (2, 5), (3, 2, 5), (1, 2, 3, 5), ()]
+    shapes = [(2, 3, 4), (1, 3, 5), (2, 2, 5), (2, 5), (3, 2, 5), (1, 2, 3, 5), ()]
     wrong_shapes = [np.zeros(shape, np.float32) for shape in shapes]
     if cell == "lstm":
         h, c = parts
@@ -220,6 +220,8 @@ def test_gradients(cell):
         refused(TypeError, "dy", got, p.layer.backward, tape, wrong)
     for shape in [(), (5,), (5, 3), (5, 3, 5), (4, 3, 10), (3, 5, 10), (5, 1, 10), (1, 5, 3, 10)]:
         refused(ValueError, "dy", str(shape), p.layer.backward, tape, np.zeros(shape))
+    one_row = joined(tuple(part[:, :1] for part in p.dstate))
+    refused(ValueError, "dstate", "(2, 1, 5)", p.layer.backward, tape, p.dy, one_row)
     for wrong, error, got in bad_states(cell, p.dstate):
         refused(error, "dstate", got, p.layer.backward, tape, p.dy, wrong)
     assert_same_bits(p.layer.flat_grads, before)

@@ -49,6 +49,8 @@ LAYERS = [
     cylstm.LSTM(3, (7, 6), proj_size=4, layer_norm="haste", bias="single", rng=0),
     cylstm.LSTM(3, 5, layer_norm="tflite", peepholes=True, dtype="float64", rng=0),
     cylstm.LSTM(1, 1, rng=0),
+    cylstm.LSTM(3, 5, 2, bidirectional=True, proj_size=2, learn_initial_state=True, rng=0),
+    cylstm.GRU(3, (5, 4), learn_initial_state=True, rng=0),
     cylstm.GRU(3, 5, 3, rng=0),
     cylstm.GRU(3, 5, bias="single", bidirectional=True, rng=0),
     cylstm.GRU(3, 5, 2, bias=False, layer_norm="haste", rng=0),

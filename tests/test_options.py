@@ -96,6 +96,7 @@ BAD = {
         "clip": BOUND,
         "merge_mode": [*WORD, (None, (TypeError, ValueError), "None")],
         "go_backwards": FLAG,
+        "learn_initial_state": FLAG,
         "hidden_size": SIZES,
     },
     "lstm": {
@@ -173,9 +174,9 @@ OPTIONS = {
     "RNN": {"nonlinearity": ("scaledtanh", 2.0, 0.5)},
 }  # fmt: skip
 OTHERS = {
-    "LSTM": {"coupled": True, "go_backwards": True, "bias": False},
-    "GRU": {"reset_after": False, "go_backwards": True},
-    "RNN": {"independent": True, "go_backwards": True},
+    "LSTM": {"coupled": True, "go_backwards": True, "bias": False, "learn_initial_state": True},
+    "GRU": {"reset_after": False, "go_backwards": True, "learn_initial_state": True},
+    "RNN": {"independent": True, "go_backwards": True, "learn_initial_state": True},
 }
 
 
@@ -297,7 +298,7 @@ def test_every_argument_is_documented_in_order_with_its_default(kind):
 def test_what_the_layers_share_is_said_alike():
     lstm, gru, rnn = map(documented, KINDS)
     shared = lstm.keys() & gru.keys() & rnn.keys()
-    assert len(shared) == 16
+    assert len(shared) == 17
     for name in shared:
         assert lstm[name] == gru[name] == rnn[name], name
     for section in ("Attributes", "Raises"):
@@ -453,7 +454,8 @@ def test_mask(cell):
     p = problem(cell, (3, 5), steps=4, rows=3)
     right = np.ones((4, 3), bool)
     cases = [
-        (right.astype(int), TypeError, "int64"),
+        (right + 1, ValueError, "2 to 2"),
+        (right.astype(int) - 2, ValueError, "-1 to -1"),
         (right.astype("f"), TypeError, "float32"),
         (right.astype(object), TypeError, "object"),
         (right.T, ValueError, "(3, 4)"),

@@ -393,3 +393,191 @@ def test_learns_what_lies_beyond_the_window():
             recent.append(loss)
         losses[k2] = np.mean(recent[-50:])
     assert losses[12] < 0.5 * losses[4]
+
+
+# Windows made when they are needed
+
+
+def gradients_of(layer, windows, dy, axis=0):
+    """Of each window its numbers, outputs, dx and dstate; and all gradients."""
+    layer.zero_grad()
+    found = []
+    for window in windows:
+        span = (slice(None),) * axis + (slice(window.start, window.stop),)
+        dx, dstate = window.backward(dy[span])
+        found.append((window.start, window.stop, window.reach, window.y, *parts(window.state), dx,
+                      *parts(dstate)))  # fmt: skip
+    return found, layer.flat_grads.copy()
+
+
+def assert_same_windows(actual, expected):
+    assert [w[:3] for w in actual[0]] == [w[:3] for w in expected[0]]
+    for a, e in zip(actual[0], expected[0], strict=True):
+        assert_same_bits(a[3:], e[3:])
+    assert_same_bits(actual[1], expected[1])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(("k1", "k2"), [(4, 6), (4, 4), (5, 3), (3, 11), (11, 2), (20, 5)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_function_has_the_bits_of_the_array(cell, k1, k2, batch_first):
+    p = problem(cell, (INPUTS, H, 2), steps=T, rows=B, batch_first=batch_first, mask="holes",
+                reset=0.2)  # fmt: skip
+    p = turned(p) if batch_first else p
+    axis, calls = int(batch_first), []
+    mask, reset = (a.T if batch_first else a for a in (p.mask, p.reset))
+
+    def of(a):
+        def part(start, stop):
+            calls.append((start, stop))
+            return a[:, start:stop] if batch_first else a[start:stop]
+
+        return part
+
+    given = {"state": joined(p.state)}
+    plain = truncated_bptt(p.layer, p.x, k1, k2, mask=mask, reset=reset, **given)
+    expected = gradients_of(p.layer, plain, p.dy, axis)
+    for marks in ({"mask": mask, "reset": reset}, {"mask": of(mask), "reset": of(reset)}):
+        calls.clear()
+        windows = truncated_bptt(p.layer, of(p.x), k1, k2, steps=T, **given, **marks)
+        assert calls == []
+        window = next(windows)
+        assert set(calls) == {(0, min(k1, T))}
+        found = gradients_of(p.layer, itertools.chain([window], windows), p.dy, axis)
+        assert_same_windows(found, expected)
+    if T % k1 == 0 or k2 <= T % k1 or k1 > T or k2 == T:
+        whole = of(p.x)
+        stream = (whole(a, min(a + k1, T)) for a in range(0, T, k1))
+        windows = truncated_bptt(p.layer, stream, k1, k2, mask=mask, reset=reset, **given)
+        found, grads = gradients_of(p.layer, windows, p.dy, axis)
+        # Where the end is not known time may be cut once more.
+        assert_close(grads, expected[1], 1e-5)
+        assert_same_windows((found, expected[1]), expected)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_end_with_the_window_unless_said(cell):
+    p = problem(cell, (INPUTS, H), steps=T, rows=B)
+    sources = {
+        "callable": (lambda start, stop: p.x[start:stop], {"steps": T}),
+        "generator": ((p.x[a : a + 4] for a in range(0, T, 4)), {}),
+    }
+    for x, options in sources.values():
+        reached = [(w.reach, w.start) for w in truncated_bptt(p.layer, x, 4, **options)]
+        assert reached == [(0, 0), (4, 4), (8, 8)]
+
+
+def test_the_end_of_an_iterable_reaches_back_to_cuts_there_are():
+    p = problem("gru", (INPUTS, H), steps=11, rows=B)
+    stream = [p.x[a : a + 4] for a in range(0, 11, 4)]
+    reached = [w.reach for w in truncated_bptt(p.layer, iter(stream), 4, 6)]
+    assert reached == [0, 2, 6]  # not 5: time was cut at 6, for a window that was to end at 12
+    assert [w.reach for w in truncated_bptt(p.layer, iter(stream), 4, 6, steps=11)] == [0, 2, 5]
+    (window,) = truncated_bptt(p.layer, iter(stream[2:]), 4, 2)
+    assert (window.stop, window.reach) == (3, 1)
+    assert list(truncated_bptt(p.layer, iter([]), 4)) == []
+    assert [w.stop for w in truncated_bptt(p.layer, iter([stream[0], p.x[:0]]), 4)] == [4]
+
+
+def test_an_embedding_is_trained_along():
+    """The gradient of its table is that of an embedding of all steps at once, cut by hand."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 7, size=(10, 3))
+    embedding = cylstm.Embedding(7, 4, dtype="float64", rng=0)
+    layer = cylstm.LSTM(4, 5, dtype="float64", rng=1)
+    dy = rng.normal(size=(10, 3, 5))
+    tapes = {}
+
+    def embedded(start, stop):
+        x, tapes[start] = embedding.forward(ids[start:stop])
+        return x
+
+    def generated():
+        for start in range(0, 10, 4):
+            yield embedded(start, min(start + 4, 10))
+
+    for x, options in ((embedded, {"steps": 10}), (generated(), {})):
+        embedding.zero_grad()
+        layer.zero_grad()
+        for window in truncated_bptt(layer, x, 4, **options):
+            dx, _ = window.backward(dy[window.start : window.stop])
+            embedding.backward(tapes.pop(window.start), dx)
+        actual = embedding.flat_grads.copy(), layer.flat_grads.copy()
+        embedding.zero_grad()
+        layer.zero_grad()
+        state = None
+        for start in range(0, 10, 4):
+            x_part, tape = embedding.forward(ids[start : start + 4])
+            _, state, run = layer.forward(x_part, state)
+            embedding.backward(tape, layer.backward(run, dy[start : start + 4])[0])
+        assert_same_bits(actual, (embedding.flat_grads, layer.flat_grads))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_resets(cell):
+    p = problem(cell, (INPUTS, H, 2), steps=T, rows=B, reset=0.3, lengths=LENGTHS,
+                learn_initial_state=True, dtype="float64")  # fmt: skip
+    whole, final = p.infer()
+    windows = truncated_bptt(p.layer, p.x, 4, T, state=joined(p.state), lengths=p.lengths,
+                             reset=p.reset)  # fmt: skip
+    dx_sum, dstate_sum, outputs = np.zeros_like(p.x), 0, []
+    p.layer.zero_grad()
+    for window in windows:
+        dx, dstate = window.backward(p.dy[window.start : window.stop])
+        dx_sum[window.reach : window.stop] += dx
+        dstate_sum = dstate_sum + np.array(parts(dstate))
+        outputs.append(window.y)
+    assert_same_bits((np.concatenate(outputs), parts(window.state)), (whole, final))
+    grads = p.layer.flat_grads.copy()
+    p.layer.zero_grad()
+    dx, dstate = p.layer.backward(p.forward()[2], p.dy)
+    assert_close((dx_sum, grads), (dx, p.layer.flat_grads), 1e-12)
+    assert_close(dstate_sum, np.array(parts(dstate)), 1e-12)
+
+
+def test_refusals_of_windows():
+    layer = cylstm.LSTM(INPUTS, H)
+    x = np.zeros((T, B, INPUTS))
+
+    def refused(error, message, x, *arguments, **options):
+        with pytest.raises(error, match=message):
+            list(truncated_bptt(layer, x, *arguments, **options))
+
+    def at_once(error, message, x, *arguments, **options):
+        with pytest.raises(error, match=message):
+            truncated_bptt(layer, x, *arguments, **options)
+
+    at_once(ValueError, r"^steps: expected T with a callable as x, got None", lambda a, b: x, 4)
+    at_once(ValueError, r"^steps: expected None with an array as x, got 11", x, 4, steps=T)
+    at_once(ValueError, r"^steps: expected an integer from 0", iter([x]), 4, steps=-1)
+    at_once(TypeError, r"^x: expected an array, got a list; .*iter\(x\)", [x], 4)
+    for state in ((np.zeros((1, 2, H)), None), (np.zeros((1, B, H + 1)), None)):
+        at_once(ValueError, r"^state h: expected shape", x, 4, state=state)
+    at_once(TypeError, r"^state: expected a tuple \(h, c\)", x, 4, state=np.zeros((1, B, H)))
+    rows = (np.zeros((1, B, H)), None)
+    at_once(ValueError, r"^state h: .* a step of B rows", x[0], 4, state=rows)
+    at_once(TypeError, r"^num_threads: expected", x, 4, num_threads="2")
+    at_once(TypeError, r"^rng: expected", x, 4, rng=True)
+    at_once(ValueError, r"^lengths: expected values", iter([x]), 4, lengths=[-1])
+    for name in ("mask", "reset"):
+        at_once(ValueError, rf"^{name}: expected shape \(11, 4\), got \(4, 11\)", x, 4,
+                **{name: np.ones((B, T), int)})  # fmt: skip
+        at_once(TypeError, rf"^{name}: expected booleans", x, 4, **{name: np.ones((T, B))})
+        at_once(ValueError, rf"^{name}: expected booleans", x, 4, **{name: np.full((T, B), 2)})
+        given = {name: np.ones((T, B))}
+        at_once(TypeError, rf"^{name}: expected booleans", iter([x]), 4, **given)
+        refused(ValueError, rf"^{name}: expected shape \(4, 4\), got \(3, 4\)", x, 4,
+                **{name: lambda start, stop: np.ones((3, B), bool)})  # fmt: skip
+        refused(ValueError, rf"^{name}: expected shape \(4, 4\), got \(2, 4\)", iter([x[:4]]), 4,
+                **{name: np.ones((2, B), bool)})  # fmt: skip
+    made = {"steps": T}
+    refused(TypeError, r"^x: expected real numbers, got dtype object, from NoneType",
+            lambda start, stop: None, 4, **made)  # fmt: skip
+    refused(ValueError, r"^x: expected 4 steps from step 0, got 3", lambda a, b: x[:3], 4, **made)
+    refused(ValueError, r"^x: expected 4 steps from step 0, got 11", lambda a, b: x, 4, **made)
+    refused(ValueError, r"^x: expected shape", lambda a, b: x[0, 0], 4, **made)
+    refused(ValueError, r"^x: expected 4 steps from step 0, got 11", iter([x]), 4)
+    refused(ValueError, r"^x: expected 11 steps, got windows of 4", iter([x[:4]]), 4, steps=T)
+    refused(ValueError, r"^x: expected no step after 3", iter([x[:3], x[:4]]), 4)
+    refused(TypeError, r"^x: expected real numbers, got dtype <U", iter(["word"]), 4)
+    refused(ValueError, r"^lengths: expected shape \(4,\)", iter([x[:4]]), 4, lengths=[1, 2])

@@ -121,7 +121,7 @@ TOPOLOGIES = {
     "ave": {"bidirectional": True, "merge_mode": "ave"},
     "backwards": {"go_backwards": True},
 }
-RETURNS = ("all", "last", 1, 3, 9, "mean", "max")
+RETURNS = ("all", "last", "final", 1, 3, 9, "mean", "max")
 EVERY_VARIANT = CELL_VARIANTS + ACTIVATION_VARIANTS + REGULARISED_VARIANTS
 
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cylstm import checks
+from cylstm import checks, segments
 from cylstm.cells import Extras
 from cylstm.params import Array
+from cylstm.segments import Segments
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-POOLED = ("last", "mean", "max")
+POOLED = ("last", "final", "mean", "max")
 
 
 class Batch:
@@ -29,6 +30,8 @@ class Batch:
     steps, rows : int
         T, or the longest; and the number of sequences.
     lengths : ndarray of int64 of shape (rows,) or None
+    segments : Segments or None
+        What the rows are cut into by resets.
     batched, batch_first, ragged, padded : bool
         Of the caller's layout; and whether there may be steps that are not read.
     """
@@ -40,24 +43,18 @@ class Batch:
     lengths: npt.NDArray[np.int64] | None = None
     mask: Array | None = None
     starts: Array | None = None
+    segments: Segments | None = None
     pick, every = "all", 1
 
     def __init__(
         self, x: Any, size: int, dtype: np.dtype[Any], batch_first: bool, lengths: Any, mask: Any,
-        return_: Any,
+        return_: Any, reset: Any = None,
     ) -> None:  # fmt: skip
         self.batch_first = batch_first
-        if type(x) is not np.ndarray and self._is_ragged(x):
+        if type(x) is not np.ndarray and is_ragged(x):
             self._read_ragged(x, size, dtype, lengths, mask)
         else:
-            x = checks.array("x", x, dtype)
-            if x.ndim != 3:
-                self.batched = False
-            if (self.batched is False and x.ndim != 2) or x.shape[-1] != size:
-                raise ValueError(
-                    f"x: expected shape {'(B, T, I)' if batch_first else '(T, B, I)'} or (T, I) "
-                    f"with I = input_size = {size}, got {x.shape}"
-                )
+            x = self._checked(x, size, dtype)
             self.direct = self.batched and not batch_first and return_ == "all" and mask is None
             self.x = x if self.direct else self.inward(x)
             self.steps, self.rows, _ = self.x.shape
@@ -65,19 +62,29 @@ class Batch:
                 self._read_steps(lengths, mask)
         if return_ != "all":
             self._read_return(return_)
+        if reset is not None:
+            self._read_reset(reset)
 
-    @staticmethod
-    def _is_ragged(x: Any) -> bool:
-        """Whether it is a list of arrays, one for each row; nested lists are an array."""
-        return isinstance(x, (list, tuple)) and (
-            not x or any(isinstance(row, np.ndarray) and row.ndim == 2 for row in x)
-        )
+    def _checked(self, x: Any, size: int, dtype: np.dtype[Any]) -> Array:
+        """Return x, which is not ragged, as an array; find out whether it has a batch axis."""
+        found = checks.array("x", x, dtype)
+        if found.ndim != 3:
+            self.batched = False
+        if (self.batched is False and found.ndim != 2) or found.shape[-1] != size:
+            hint = ""
+            if found.ndim == 2 and checks.real("x", x).dtype.kind in "iu":
+                hint = "; integers that name things go through an Embedding first"
+            raise ValueError(
+                f"x: expected shape {'(B, T, I)' if self.batch_first else '(T, B, I)'} or (T, I) "
+                f"with I = input_size = {size}, got {found.shape}{hint}"
+            )
+        return found
 
     def _read_steps(self, lengths: Any, mask: Any) -> None:
         """Which steps are read, if not all."""
         self.padded = True
         if mask is None:
-            self.lengths = checks.lengths(lengths, self.rows, self.steps)
+            self.lengths = checks.lengths(lengths, self.rows, self.steps, self.turned_hint)
         elif lengths is None:
             self._read_mask(mask)
         else:
@@ -89,27 +96,38 @@ class Batch:
         for name, value in (("lengths", lengths), ("mask", mask)):
             if value is not None:
                 raise ValueError(f"{name}: expected None with a list as x, got {value!r}")
-        rows = [checks.array(f"x[{i}]", row, dtype) for i, row in enumerate(x)]
-        for i, row in enumerate(rows):
-            if row.ndim != 2 or row.shape[1] != size:
-                raise ValueError(f"x[{i}]: expected shape (T, {size}), got {row.shape}")
+        rows = [self._row(f"x[{i}]", row, size, dtype) for i, row in enumerate(x)]
         self.ragged, self.plain = True, False
         self.x = np.concatenate(rows or [np.empty((0, size), dtype)])[:, None]
         self.lengths = np.array([len(row) for row in rows], np.int64)
         self.starts = starts_of(self.lengths)
         self.rows, self.steps = len(rows), int(self.lengths.max(initial=0))
 
+    def _row(self, name: str, value: Any, size: int, dtype: np.dtype[Any]) -> Array:
+        """One row of a list, as (T, I); a batch axis of one element is taken off."""
+        row = checks.array(name, value, dtype)
+        if row.shape == (0,):
+            return np.empty((0, size), dtype)
+        batch_axis = 0 if self.batch_first else 1
+        if row.ndim == 3 and row.shape[batch_axis] == 1:
+            row = row.squeeze(batch_axis)
+        if row.ndim != 2 or row.shape[1] != size:
+            raise ValueError(f"{name}: expected shape (T, {size}), got {row.shape}")
+        return row
+
     def _read_mask(self, mask: Any) -> None:
-        found = np.asarray(mask)
-        if found.dtype != bool:
-            raise TypeError(f"mask: expected booleans, got dtype {found.dtype}")
+        found = self._flags("mask", mask)
+        self.lengths = found.sum(axis=0, dtype=np.int64)
+        self.plain = False
+        self.mask = found.view(np.uint8)
+
+    def _flags(self, name: str, value: Any) -> npt.NDArray[np.bool_]:
+        """Check one boolean for each step and row and lay them out as inside."""
         shape: tuple[int, ...] = (self.steps,)
         if self.batched:
             shape = (self.rows, self.steps) if self.batch_first else (self.steps, self.rows)
-        found = self.inward(checks.shape("mask", found, shape))
-        self.lengths = found.sum(axis=0, dtype=np.int64)
-        self.plain = False
-        self.mask = np.ascontiguousarray(found).view(np.uint8)
+        found = checks.booleans(name, value, shape, self.turned_hint)
+        return np.ascontiguousarray(self.inward(found))
 
     def _read_return(self, return_: Any) -> None:
         self.plain = False
@@ -117,6 +135,41 @@ class Batch:
             self.pick = checks.choice("return_", return_, ("all", *POOLED))
         else:
             self.pick, self.every = "every", checks.size("return_", return_)
+
+    def _read_reset(self, reset: Any) -> None:
+        if self.pick not in ("all", "last", "final"):
+            given = self.every if self.pick == "every" else self.pick
+            raise ValueError(
+                f"return_: expected 'all', 'last' or 'final' with reset, got {given!r}"
+            )
+        self.plain = self.direct = False
+        if not self.ragged or self.lengths is None or self.starts is None:
+            read = None if self.mask is None else self.mask.view(bool)
+            self.segments = segments.of_padded(self._flags("reset", reset), read, self.lengths)
+            return
+        if not isinstance(reset, (list, tuple)) or len(reset) != self.rows:
+            raise ValueError(
+                f"reset: expected a list of {self.rows} arrays as x is one, "
+                f"got {type(reset).__name__}"
+            )
+        flags = [
+            checks.booleans(f"reset[{i}]", part, (int(n),))
+            for i, (part, n) in enumerate(zip(reset, self.lengths, strict=True))
+        ]
+        joined = np.concatenate(flags or [np.zeros(0, bool)])
+        self.segments = segments.of_joined(joined, self.lengths, self.starts)
+
+    def turned_hint(self, shape: tuple[int, ...]) -> str:
+        """Say of a shape that it would fit if the first two axes of x were the other ones."""
+        turned = [(self.steps,), (self.rows, self.steps), (self.steps, self.rows)]
+        if not self.batched or shape not in turned:
+            return ""
+        return f"; with batch_first={self.batch_first} x has {self.steps} steps of {self.rows} rows"
+
+    @property
+    def counts(self) -> npt.NDArray[np.int64] | None:
+        """Steps read in each row of the kernels' calls."""
+        return self.lengths if self.segments is None else self.segments.lengths
 
     def inward(self, a: Array) -> Array:
         """From the caller's layout to (T, B, ...)."""
@@ -194,7 +247,49 @@ class Batch:
         y_starts = starts_of(self.y_lengths) if picks and self.ragged else None
         if picks:
             asked = asked | {"pick": self.pick, "every": self.every}
-        return Extras(mask=self.mask, starts=self.starts, y_starts=y_starts, **asked)
+        cut = self.segments
+        if cut is None:
+            return Extras(mask=self.mask, starts=self.starts, y_starts=y_starts, **asked)
+        if "recurrent" in asked:  # that of a row holds over its segments
+            asked = asked | {"recurrent": asked["recurrent"][:, cut.row]}
+        spans = None if self.mask is None else cut.spans
+        return Extras(
+            mask=self.mask, starts=cut.starts, columns=None if self.ragged else cut.columns,
+            spans=spans, **asked,
+        )  # fmt: skip
+
+
+def is_ragged(x: Any) -> bool:
+    """Whether x is a list of rows: of matrices, or of nested lists that differ in length.
+
+    Nested lists of numbers that make an array are one, as everywhere in NumPy.
+    """
+    if not isinstance(x, (list, tuple)):
+        return False
+    if checks.empty_list(x):
+        return True
+    axes = [_ndim(row) for row in x]
+    if any(n >= 2 for row, n in zip(x, axes, strict=True) if not isinstance(row, (list, tuple))):
+        return True
+    if max(axes) < 2:
+        return False
+    try:
+        np.asarray(x)
+    except ValueError:
+        return True
+    except Exception:  # another library's, which the checks will name
+        return False
+    return False
+
+
+def _ndim(value: Any) -> int:
+    """Dimensions of an array-like, by its first elements."""
+    depth = 0
+    while isinstance(value, (list, tuple)) and value:
+        depth, value = depth + 1, value[0]
+    if isinstance(value, (list, tuple)):
+        return depth + 1
+    return depth + len(getattr(value, "shape", ()))
 
 
 def split(a: Array, lengths: npt.NDArray[np.int64]) -> list[Array]:

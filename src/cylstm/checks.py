@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from cylstm.params import Array
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+Hint = Callable[[tuple[int, ...]], str]  # what to say beside "got" of a wrong shape
 READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
 WRITEABLE = READY | 0x400
 
@@ -234,6 +235,8 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if value.dtype != dtype or not value.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype}, got {value.dtype.str}")
     itemsize = dtype.itemsize
+    if any(n > 1 and not stride for n, stride in zip(value.shape, value.strides, strict=True)):
+        raise ValueError(f"out: expected elements of its own, got strides {value.strides}")
     if not value.flags.writeable or not value.flags.aligned:
         raise ValueError("out: expected a writeable, aligned array, got one that is not")
     if value.size and (
@@ -244,17 +247,50 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return value
 
 
-def lengths(value: Any, rows: int, steps: int) -> npt.NDArray[np.int64]:
-    """Check the number of valid steps of each row; return a copy."""
-    found = read("lengths", value).copy()
-    if found.size and found.dtype.kind not in "iu":
-        raise TypeError(f"lengths: expected integers, got dtype {found.dtype}")
-    shape("lengths", found, (rows,))
-    if found.size and (found.min() < 0 or found.max() > steps):
+def lengths(
+    value: Any, rows: int | None, steps: int | None, hint: Hint = lambda shape: ""
+) -> npt.NDArray[np.int64]:
+    """Check the number of valid steps of each row and return a copy; None: any number."""
+    # Copied before it is checked: another thread may be writing into it.
+    found = np.array(read("lengths", value))
+    if found.dtype.kind not in "iu" and not empty_list(value):
+        raise TypeError(f"lengths: expected integers, got {_what(value, found)}")
+    if found.ndim != 1 or (rows is not None and len(found) != rows):
+        count = "(B,)" if rows is None else (rows,)
+        raise ValueError(f"lengths: expected shape {count}, got {found.shape}{hint(found.shape)}")
+    most = 2**63 - 1 if steps is None else steps
+    if found.size and (found.min() < 0 or found.max() > most):
         raise ValueError(
-            f"lengths: expected values from 0 to {steps}, got {found.min()} to {found.max()}"
+            f"lengths: expected values from 0 to {most}, got {found.min()} to {found.max()}"
         )
-    return np.ascontiguousarray(found, np.int64)
+    return found.astype(np.int64, copy=False)
+
+
+def empty_list(value: Any) -> bool:
+    """Whether it is a list of nothing, which NumPy takes for floats."""
+    return isinstance(value, (list, tuple)) and all(empty_list(part) for part in value)
+
+
+def booleans(
+    name: str,
+    value: Any,
+    expected: tuple[int, ...] | None,
+    hint: Hint = lambda shape: "",
+) -> npt.NDArray[np.bool_]:
+    """Check booleans, or integers 0 and 1, of a shape if one is given, and return a copy."""
+    found = np.array(read(name, value))  # copied first, as another thread may be writing into it
+    if empty_list(value) and expected is not None and 0 in expected:
+        return np.zeros(expected, bool)
+    if expected is not None and found.shape != expected:
+        raise ValueError(f"{name}: expected shape {expected}, got {found.shape}{hint(found.shape)}")
+    if found.dtype.kind in "iu":
+        if found.size and not ((found == 0) | (found == 1)).all():
+            raise ValueError(
+                f"{name}: expected booleans or integers 0 and 1, got {found.min()} to {found.max()}"
+            )
+    elif found.dtype != bool:
+        raise TypeError(f"{name}: expected booleans or integers 0 and 1, got {_what(value, found)}")
+    return found.astype(bool, copy=False)
 
 
 def shares_memory(a: Array, b: Array) -> bool:
@@ -266,7 +302,7 @@ def shares_memory(a: Array, b: Array) -> bool:
 
 
 #: What to say of a list of pairs by layer, as cells stacked by hand give.
-PAIRS = "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]) and c likewise"
+PAIRS = "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]), and c the same way"
 
 
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:
@@ -275,9 +311,14 @@ def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:
         return (value,)
     if type(value) is tuple and len(value) == len(expected):
         return value
-    if not isinstance(value, (tuple, list)) or len(value) != len(expected):
+    if not isinstance(value, (tuple, list)):
         raise TypeError(
-            f"{name}: expected a tuple ({', '.join(expected)}), got "
-            + (f"{len(value)} values" if isinstance(value, (tuple, list)) else repr(type(value)))
+            f"{name}: expected a tuple ({', '.join(expected)}), got {type(value).__name__}"
+        )
+    if len(value) != len(expected):
+        pairs = all(isinstance(part, (tuple, list)) and len(part) == 2 for part in value)
+        raise TypeError(
+            f"{name}: expected a tuple ({', '.join(expected)}), got {len(value)} "
+            + (PAIRS if pairs and value else "values")
         )
     return tuple(value)

@@ -82,6 +82,10 @@ class RNN(Recurrent):
     go_backwards : bool, default False
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
+    learn_initial_state : bool, default False
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -149,6 +153,7 @@ class RNN(Recurrent):
         clip: float | None = None,
         merge_mode: str = "concat",
         go_backwards: bool = False,
+        learn_initial_state: bool = False,
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:
@@ -268,6 +273,10 @@ class LSTM(_Gated):
     go_backwards : bool, default False
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
+    learn_initial_state : bool, default False
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     forget_bias : float, optional
         Added to the forget gate's initial bias b_ih, so that memory is kept until training says
         otherwise (Gers et al. 2000; 1 is common). Default None: PyTorch's initial values.
@@ -358,6 +367,7 @@ class LSTM(_Gated):
         clip: float | None = None,
         merge_mode: str = "concat",
         go_backwards: bool = False,
+        learn_initial_state: bool = False,
         forget_bias: float | None = None,
         dtype: Any = "float32",
         rng: Rng = None,
@@ -462,6 +472,10 @@ class GRU(_Gated):
     go_backwards : bool, default False
         Read from a row's last step to its first. Outputs are at their original time positions;
         Keras' are in the order read.
+    learn_initial_state : bool, default False
+        Whether the state that rows start from where none is given, and after `reset`, is trained:
+        parameters `initial_h_l0` (P,), for an LSTM `initial_c_l0` (H,) as well, and so on for each
+        layer and direction, 0 at first. Otherwise it is 0.
     dtype : {"float32", "float64"}, default "float32"
         Type of the parameters, states and outputs; other inputs are cast to it.
     rng : None, int or numpy.random.Generator, default None
@@ -532,6 +546,7 @@ class GRU(_Gated):
         clip: float | None = None,
         merge_mode: str = "concat",
         go_backwards: bool = False,
+        learn_initial_state: bool = False,
         dtype: Any = "float32",
         rng: Rng = None,
     ) -> None:

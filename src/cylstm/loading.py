@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 L = TypeVar("L", bound="Recurrent")
 _NAME = re.compile(
-    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c))_l(\d+)(_reverse)?"
+    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])"
+    r"_l(\d+)(_reverse)?"
 )
 
 
@@ -135,6 +136,7 @@ def _inferred(
         "peepholes": there("weight_peephole"),
         "layer_norm": norm if any(n.startswith("weight_ln") for n in shapes) else None,
         "independent": len(shapes["weight_hh_l0"]) == 1,
+        "learn_initial_state": there("initial_h"),
     }
     known = cls._signature
     foreign = [name for name, value in inferred.items() if value and name not in known]

@@ -18,24 +18,53 @@ MERGE_MODES = ("concat", "sum", "mul", "ave", "separate")
 SIDE_BY_SIDE = ("concat", "separate")
 
 
-def place(layer: Recurrent, out: Array | None, batch: Batch) -> Array | None:
+def place(layer: Recurrent, out: Array | None, batch: Batch, taped: bool) -> Array | None:
     """Where the kernels write the last layer's outputs; None for a new array of their own."""
-    if out is None and batch.pick == "all" and not batch.batch_first and batch.batched:
-        return None
     direct = layer.merge_mode in SIDE_BY_SIDE and batch.pick not in POOLED
     if out is not None:
         if batch.ragged or layer.merge_mode == "separate":
             what = "a list as x" if batch.ragged else "merge_mode='separate'"
             raise ValueError(f"out: expected None with {what}, got an array")
         checks.out(out, batch.y_shape(layer._merged(-1)), layer.dtype)
-        return batch.inward(out) if direct else None
+        shared = checks.shares_memory(out, batch.x)
+        if shared and taped:
+            raise ValueError("out: expected memory of its own, got some of x, which the tape keeps")
+        if direct and not shared:
+            return batch.inward(out)
     width = layer.num_directions * layer.output_sizes[-1]
     if batch.pick == "every":
         steps = int(batch.y_lengths.sum()) if batch.ragged else batch.steps // batch.every
         return batch.empty(steps, width, layer.dtype)
-    if direct and not batch.ragged:
+    if direct and not batch.ragged and (batch.batch_first or not batch.batched):
         return batch.empty(batch.steps, width, layer.dtype)
     return None
+
+
+def blank(layer: Recurrent, depth: int, batch: Batch, inside: Array | None) -> Array | None:
+    """Zeros where the kernels leave out steps between those of segments, which they never clear."""
+    if batch.segments is None or not batch.padded:
+        return inside
+    if inside is None:
+        width = layer.num_directions * layer.output_sizes[depth]
+        return np.zeros((*batch.x.shape[:2], width), layer.dtype)
+    inside[...] = 0
+    return inside
+
+
+def of_rows(layer: Recurrent, both: Array, batch: Batch) -> Array:
+    """Take outputs picked of each row from those of its segments."""
+    if batch.segments is None:
+        return both
+    return np.stack([y[at] for y, at in zip(both, _picked(layer, batch), strict=True)])
+
+
+def _picked(layer: Recurrent, batch: Batch) -> list[Array]:
+    """For each direction the segments that hold each row's picked output."""
+    cut = batch.segments
+    assert cut is not None
+    if batch.pick == "last":
+        return [cut.last_read] * layer.num_directions
+    return [cut.left(backwards) for backwards in layer._backwards]
 
 
 def join(layer: Recurrent, both: Array, batch: Batch | None) -> Array:
@@ -59,7 +88,8 @@ def result(
         if layer.merge_mode != "separate":
             return batch.y_outward(y)
         return tuple(batch.y_outward(part) for part in np.split(y, 2, axis=-1))
-    if inside is None:
+    # Nothing else that the kernels write into is part of it.
+    if inside is None or not np.may_share_memory(inside, out):
         by_row = out if batch.batched else out[None]
         into = by_row if batch.pick in POOLED else batch.inward(out)
         into[...] = y
@@ -90,4 +120,12 @@ def part(layer: Recurrent, dy: Array, batch: Batch | None, both: Array | None) -
         dy = np.concatenate([dy * other, dy * one], axis=-1)
     elif layer.merge_mode not in SIDE_BY_SIDE:
         dy = np.concatenate([dy, dy], axis=-1)
-    return np.stack(np.split(dy, layer.num_directions, axis=-1)) if pooled else dy
+    if not pooled or batch is None:
+        return dy
+    by_direction = np.stack(np.split(dy, layer.num_directions, axis=-1))
+    if batch.segments is None:
+        return by_direction
+    found = np.zeros((len(by_direction), len(batch.segments.row), by_direction.shape[2]), dy.dtype)
+    for d, at in enumerate(_picked(layer, batch)):
+        found[d, at] = by_direction[d]
+    return found

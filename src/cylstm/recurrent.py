@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 
 from cylstm import checks, masks, outputs, states, threads, weights
-from cylstm.batches import Batch
+from cylstm.batches import Batch, is_ragged
 from cylstm.cells import Activation, Cell, Extras
 from cylstm.kernels import sequence
 from cylstm.params import Array, Parameters, draw_uniform
@@ -37,6 +37,7 @@ _CHECKS: Checks = {
     "bidirectional": checks.flag,
     "merge_mode": partial(checks.choice, choices=outputs.MERGE_MODES),
     "go_backwards": checks.flag,
+    "learn_initial_state": checks.flag,
 }
 
 
@@ -50,6 +51,15 @@ class Tape(NamedTuple):
     masks: list[masks.Masks]
     #: Outputs of both directions of each layer, where backward needs them.
     both: list[Array | None]
+    #: Rows that each part of the initial state was given with.
+    given: states.Given
+
+    def __reduce__(self) -> Any:
+        """Say why a tape cannot be pickled or copied."""
+        raise TypeError(
+            "a tape cannot be pickled or copied: it is memory of the kernels; "
+            "call forward again where it is needed"
+        )
 
 
 def _level_outside() -> int:
@@ -79,6 +89,7 @@ class Recurrent(Parameters):
         bidirectional: bool
         merge_mode: str
         go_backwards: bool
+        learn_initial_state: bool
 
         def __init__(
             self, input_size: int, hidden_size: Any, num_layers: int | None = None, **options: Any
@@ -104,6 +115,8 @@ class Recurrent(Parameters):
             setattr(self, name, check(name, given[name]))
         self._read_sizes(given["hidden_size"], given["num_layers"])
         self.num_directions = 2 if self.bidirectional else 1
+        #: Of each direction, whether it reads from the last step to the first.
+        self._backwards = (False, True) if self.bidirectional else (self.go_backwards,)
         self._read_activations(given)
         self._check_options()
         self._no_state: list[Parts] = [(None,) * len(self.states)] * self.num_layers
@@ -314,6 +327,7 @@ class Recurrent(Parameters):
         *,
         lengths: Any = None,
         mask: Any = None,
+        reset: Any = None,
         return_: str | int = "all",
         out: Array | None = None,
         num_threads: int | None = None,
@@ -323,26 +337,38 @@ class Recurrent(Parameters):
         Parameters
         ----------
         x : array-like of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched
-            Real numbers of any dtype, cast to the layer's. Or a list of arrays (T_i, I), one for
-            each row: no padding, no sorting.
+            Real numbers of any dtype, cast to the layer's; CPU tensors of PyTorch and JAX are
+            arrays here. Or a list of arrays (T_i, I), one for each row: no padding, no sorting;
+            (T_i, 1, I) and nested lists count as such, too. Nested lists of numbers that all
+            have the same shape are one array.
         state : array or tuple (h, c) for LSTM, optional
             Initial state: h (num_layers * num_directions, B, P), c likewise with H, or without B
-            if unbatched; P is `proj_size` or H. Default zeros; None for h or c is zeros, too. If
-            layers differ in size, h and c are tuples of one (num_directions, B, size) per layer.
+            if unbatched; P is `proj_size` or H. One row, B = 1, stands for all. Default, also of
+            h or c alone: zeros, or what `learn_initial_state` has learned. If layers differ in
+            size, h and c are tuples of one (num_directions, B, size) per layer.
         lengths : array-like of int of shape (B,), optional
             Valid steps of each row, 0 to T, in any order; default all. Output beyond a row's
             length is 0, its final state is that of its last valid step, and the reverse
             direction starts there.
-        mask : array-like of bool of shape (T, B), (B, T) or (T,), as x, optional
-            Which steps are read, in place of `lengths`. Others are passed over: the state stays
-            as it is, the output is 0 and x is not looked at.
-        return_ : {"all", "last", "mean", "max"} or int, default "all"
-            Which outputs: of all steps; at each row's last step that is read (``y`` there, so
-            what the reverse direction has read is that step alone); every k-th, ``y[k-1::k]``;
-            the mean or maximum over steps that are read, of each direction before merging, 0 if
-            there are none. Only what is returned is made.
+        mask : array-like of shape (T, B), (B, T) or (T,), as x, optional
+            Booleans, or integers 0 and 1: which steps are read, in place of `lengths`. Others are
+            passed over: the state stays as it is, the output is 0 and x is not looked at.
+        reset : array-like of shape (T, B), (B, T) or (T,), as x, optional
+            Booleans, or integers 0 and 1: where a new episode begins. Before such a step, read or
+            not, the state is the default initial one again, and gradients stop: the same bits as
+            separate calls on the episodes. `state` is the one before the first step, so it does
+            not count where that is a reset. A direction that reads backwards is cut at the same
+            places: it starts from `state` after the last step and ends with the first episode. A
+            list of arrays (T_i,) for a list.
+        return_ : {"all", "final", "last", "mean", "max"} or int, default "all"
+            Which outputs: of all steps; each direction's final hidden state, side by side or
+            merged by `merge_mode` (Keras' `return_sequences=False`); at each row's last step that
+            is read (``y`` there, so what the reverse direction has read is that step alone);
+            every k-th, ``y[k-1::k]``; the mean or maximum over steps that are read, of each
+            direction before merging. Of a row without a step that is read it is 0, and "final"
+            its initial h. Only what is returned is made. With `reset` "all", "final" or "last".
         out : ndarray, optional
-            Where to write `y`.
+            Where to write `y`. It may share memory with `x` and `state`.
         num_threads : int, optional
             Most threads to use; default `get_num_threads()`. Never changes a bit of the result.
 
@@ -360,12 +386,19 @@ class Recurrent(Parameters):
             An argument's shape, dtype or value does not fit; named in the message.
         """
         stack: sequence.Stack | None = self._packed
-        if stack and lengths is None and mask is None and out is None and return_ == "all":
+        if (
+            stack
+            and lengths is None
+            and mask is None
+            and reset is None
+            and out is None
+            and return_ == "all"
+        ):
             found: tuple[Any, State] | None
             found = stack.again(x, state, self.batch_first, num_threads)
             if found is not None:
                 return found
-        return self._run(x, state, lengths, mask, return_, out, num_threads)[:2]
+        return self._run(x, state, lengths, mask, reset, return_, out, num_threads)[:2]
 
     def forward(
         self,
@@ -374,6 +407,7 @@ class Recurrent(Parameters):
         *,
         lengths: Any = None,
         mask: Any = None,
+        reset: Any = None,
         return_: str | int = "all",
         checkpoint: int | str | None = None,
         rng: Rng = None,
@@ -387,8 +421,10 @@ class Recurrent(Parameters):
 
         Parameters
         ----------
-        x, state, lengths, mask, return_, out, num_threads
+        x, state, lengths, mask, reset, return_, num_threads
             As for a plain call.
+        out : ndarray, optional
+            Where to write `y`; it must not share memory with `x`.
         checkpoint : int or "sqrt", optional
             Keep the state every so many steps, or sqrt(T), instead of the tape, which `backward`
             then makes again piece by piece (Chen et al. 2016): the same bits for one more
@@ -412,7 +448,7 @@ class Recurrent(Parameters):
         checkpoint = self._interval(checkpoint)
         generator = self._rng if rng is None else checks.generator("rng", rng)
         return self._run(
-            x, state, lengths, mask, return_, out, num_threads, True, checkpoint, generator
+            x, state, lengths, mask, reset, return_, out, num_threads, True, checkpoint, generator
         )
 
     def _run(
@@ -421,6 +457,7 @@ class Recurrent(Parameters):
         state: State,
         lengths: Any,
         mask: Any = None,
+        reset: Any = None,
         return_: str | int = "all",
         out: Array | None = None,
         num_threads: int | None = None,
@@ -430,13 +467,16 @@ class Recurrent(Parameters):
         record: bool = False,
     ) -> tuple[Any, State, Any]:
         n_threads = threads.number(num_threads)
-        batch = Batch(x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_)
+        batch = Batch(
+            x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_, reset
+        )
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
         # Most calls need none of what `outputs` does, and some of them take microseconds.
         direct = batch.direct and out is None and self.num_directions == 1
-        x, y_inside = batch.x, None if direct else outputs.place(self, out, batch)
-        initial = states.inward(self, "state", state, batch)
+        x, y_inside = batch.x, None if direct else outputs.place(self, out, batch, taped)
+        given = states.inward(self, "state", state, batch)
+        initial = states.spread(self, given, batch)
         calls: list[sequence.Call] = []
         drawings: list[masks.Masks] = []
         kept: list[Array | None] = []
@@ -450,11 +490,16 @@ class Recurrent(Parameters):
                 asked = self._asked(batch.steps, drawn, checkpoint, record)
                 drawings.append(drawn)
                 directions = self._dropped(depth, drawn, directions)
+            inside = y_inside if last else None
+            if batch.segments is not None:
+                inside = outputs.blank(self, depth, batch, inside)
             both, final, call = sequence.forward(
-                directions, x, y_inside if last else None, initial[depth], batch.lengths, taped,
-                n_threads, batch.extras(last, asked) if asked or not batch.plain else None,
+                directions, x, inside, initial[depth], batch.counts, taped, n_threads,
+                batch.extras(last, asked) if asked or not batch.plain else None,
             )  # fmt: skip
             finals.append(final)
+            if last and batch.segments is not None and batch.pick != "all":
+                both = outputs.of_rows(self, both, batch)
             x = both if direct else outputs.join(self, both, batch if last else None)
             calls.append(call)
             if taped:
@@ -462,10 +507,18 @@ class Recurrent(Parameters):
                 if rng is not None and self.dropout and not last:
                     drawn["dropout"] = masks.between(self, x.shape, rng)
                     x = x * drawn["dropout"]
-        if batch.plain and not taped and self.merge_mode == "concat":
+        if (
+            batch.plain
+            and not taped
+            and self.merge_mode == "concat"
+            and not self.learn_initial_state
+        ):
             stack.keep(calls)
         y = x if direct else outputs.result(self, x, batch, out, y_inside)
-        tape = Tape(self, batch, calls, drawings, kept) if taped else None
+        finals = states.of_rows(self, finals, batch)
+        if not taped:
+            return y, states.outward(self, finals, batch), None
+        tape = Tape(self, batch, calls, drawings, kept, states.rows_given(given))
         return y, states.outward(self, finals, batch), tape
 
     def _dropped(
@@ -482,7 +535,11 @@ class Recurrent(Parameters):
     @staticmethod
     def _interval(checkpoint: int | str | None) -> int | str | None:
         if checkpoint is None or isinstance(checkpoint, str):
-            return checkpoint and checks.choice("checkpoint", checkpoint, ("sqrt",))
+            return (
+                checkpoint
+                if checkpoint is None
+                else checks.choice("checkpoint", checkpoint, ("sqrt",))
+            )
         return checks.size("checkpoint", checkpoint)
 
     def _asked(
@@ -499,13 +556,19 @@ class Recurrent(Parameters):
         return found
 
     def trace(
-        self, x: Any, state: State = None, *, lengths: Any = None, mask: Any = None
+        self,
+        x: Any,
+        state: State = None,
+        *,
+        lengths: Any = None,
+        mask: Any = None,
+        reset: Any = None,
     ) -> dict[str, dict[str, Array]]:
         """Run the layer as a plain call does and return what went on inside.
 
         Parameters
         ----------
-        x, state, lengths, mask
+        x, state, lengths, mask, reset
             As for a plain call; x is an array.
 
         Returns
@@ -517,9 +580,9 @@ class Recurrent(Parameters):
             GRU "reset", "update", "candidate"), its pre-activation, before any clip, as
             "<gate>_preactivation" (RNN: "hidden_preactivation"), "hidden", and for LSTM "cell".
         """
-        tape = self._run(x, state, lengths, mask, taped=True, record=True)[2]
-        if tape.batch.ragged:
+        if is_ragged(x):
             raise ValueError("x: expected an array, got a list")
+        tape = self._run(x, state, lengths, mask, reset, taped=True, record=True)[2]
         return {suffix: self._recorded(tape, i) for i, suffix in enumerate(self._suffixes())}
 
     def _recorded(self, tape: Tape, index: int) -> dict[str, Array]:
@@ -572,7 +635,7 @@ class Recurrent(Parameters):
         dx : ndarray shaped as x
             Zero at steps that were not read. A list for a list.
         dstate : ndarray or tuple (dh, dc)
-            Gradient of the initial state.
+            Gradient of the initial state, shaped as it: of one row if one was given for all.
 
         Raises
         ------
@@ -593,6 +656,7 @@ class Recurrent(Parameters):
         if dy is not None:
             dy = outputs.gradient(self, dy, batch)
         dfinals = states.inward(self, "dstate", dstate, batch)
+        dfinals = states.of_segments(self, dfinals, batch)
         dinitials: list[Parts] = []
         calls: list[sequence.Call] = []
         for depth in reversed(range(self.num_layers)):
@@ -612,8 +676,12 @@ class Recurrent(Parameters):
             if self.bidirectional:
                 dx[0] += dx[1]
             dy = dx[0]
+        dinitials, learned = states.d_spread(self, dinitials, tape.given, batch)
         # Only now that nothing can fail any more.
-        weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks])
+        with self._lock:
+            weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks])
+            for name, sums in learned.items():
+                self._grad_views[name] += sums
         return batch.x_outward(dy), states.outward(self, dinitials, batch)
 
     def _room(self, batch: Batch, depth: int) -> Array:

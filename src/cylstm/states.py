@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 State = Any  # an array, or for LSTM a tuple (h, c) of arrays
 Parts = tuple[Any, ...]  # of one layer: (h,) or (h, c), each (D, B, size) or None
+Given = list[tuple[int | None, ...]]  # rows that each part was given with; None if it was not
 
 
 def uniform(layer: Recurrent) -> bool:
@@ -54,22 +55,166 @@ def _by_layer(
         ):  # as steps give it back
             whole = value
         else:
-            whole = _checked(layer, name + what, value, shape, batch)
+            if len(layer.states) > 1:
+                _refuse_pairs(name + what, value)
+            whole = _checked(layer, name, what, value, shape, batch)
         return (whole,) if n == 1 else [whole[i : i + d] for i in range(0, n * d, d)]
     names = [f"{name}{what}[{i}]" for i in range(n)]
     return [
-        None if part is None else _checked(layer, names[i], part, (d, rows, widths[i]), batch)
+        None if part is None
+        else _checked(layer, name, f"{what}[{i}]", part, (d, rows, widths[i]), batch)
         for i, part in enumerate(checks.parts(name + what, value, names))
-    ]
+    ]  # fmt: skip
+
+
+def _refuse_pairs(name: str, value: Any) -> None:
+    """One of several pairs (h, c) in place of all layers' h, or c."""
+    if isinstance(value, (list, tuple)) and any(
+        isinstance(part, tuple) or hasattr(part, "shape") for part in value
+    ):
+        raise TypeError(
+            f"{name}: expected one array of all layers, got a {type(value).__name__} of "
+            f"{len(value)} {checks.PAIRS}"
+        )
 
 
 def _checked(
-    layer: Recurrent, name: str, value: Any, shape: tuple[int, int, int], batch: Batch
+    layer: Recurrent, name: str, what: str, value: Any, shape: tuple[int, int, int], batch: Batch
 ) -> Array:
-    whole = checks.array(name, value, layer.dtype)
-    if batch.batched:
-        return checks.shape(name, whole, shape)
-    return checks.shape(name, whole, (shape[0], shape[2])).reshape(shape)
+    """Check one array of a state; an initial one may have one row for all."""
+    whole = checks.array(name + what, value, layer.dtype)
+    if not batch.batched and whole.shape == (shape[0], shape[2]):
+        return whole.reshape(shape)
+    if batch.batched and (
+        whole.shape == shape or (name == "state" and whole.shape == (shape[0], 1, shape[2]))
+    ):
+        return whole
+    expected = shape if batch.batched else (shape[0], shape[2])
+    hint = _hint(layer, whole.shape, shape, batch)
+    raise ValueError(f"{name}{what}: expected shape {expected}, got {whole.shape}{hint}")
+
+
+def _hint(
+    layer: Recurrent, found: tuple[int, ...], shape: tuple[int, int, int], batch: Batch
+) -> str:
+    """Say more of a shape that tells of a misunderstanding."""
+    if len(found) != 3:
+        return ""
+    if not batch.batched:
+        step = "(B, 1, I)" if layer.batch_first else "(1, B, I)"
+        return f"; x of shape (T, I) is T steps of one row: a step of B rows has shape {step}"
+    if found == (shape[1], shape[0], shape[2]):
+        return "; the rows of a state are its second axis, with batch_first, too"
+    return batch.turned_hint(found[1:2])
+
+
+def spread(layer: Recurrent, given: list[Parts], batch: Batch) -> list[Parts]:
+    """Make initial states of all rows of the kernels' calls from what the caller has given."""
+    if given is layer._no_state and not layer.learn_initial_state:
+        return given
+    return [
+        tuple([_start(layer, depth, k, part, batch) for k, part in enumerate(parts)])
+        for depth, parts in enumerate(given)
+    ]
+
+
+def _start(layer: Recurrent, depth: int, k: int, given: Any, batch: Batch) -> Array | None:
+    """One part of one layer's; None for zeros."""
+    cut = batch.segments
+    if cut is None and given is not None and given.shape[1] == batch.rows:
+        whole: Array = given
+        return whole
+    rows = batch.rows if cut is None else len(cut.row)
+    size = (layer.output_sizes, layer.hidden_sizes)[k][depth]
+    shape, learned = (layer.num_directions, rows, size), None
+    if layer.learn_initial_state:
+        names = _names(layer, depth, k)
+        learned = np.broadcast_to(np.stack([layer.params[n] for n in names])[:, None], shape)
+    if given is None:
+        return learned
+    if cut is None:
+        return np.broadcast_to(given, shape)
+    found = np.zeros(shape, layer.dtype) if learned is None else learned.copy()
+    given = np.broadcast_to(given, (shape[0], batch.rows, size))
+    for d, backwards in enumerate(layer._backwards):
+        entered, of = cut.entered(backwards)
+        found[d, entered] = given[d, of]
+    return found
+
+
+def _names(layer: Recurrent, depth: int, k: int) -> list[str]:
+    """Of the parameters that hold one part of one layer's learned initial state."""
+    return [f"initial_{layer.states[k]}_l{depth}{way}" for way in layer._directions()]
+
+
+def rows_given(given: list[Parts]) -> Given:
+    """Return what `d_spread` has to know of the caller's state."""
+    return [tuple(None if part is None else part.shape[1] for part in parts) for parts in given]
+
+
+def d_spread(
+    layer: Recurrent, found: list[Parts], given: Given, batch: Batch
+) -> tuple[list[Parts], dict[str, Array]]:
+    """From gradients of the kernels' initial states to those of the caller's and of the learned."""
+    learned: dict[str, Array] = {}
+    outer: list[Parts] = []
+    for depth, parts in enumerate(found):
+        own = []
+        for k, d in enumerate(parts):
+            rows, rest = given[depth][k], d
+            if batch.segments is not None:
+                d, rest = _d_start(layer, d, rows, batch)
+            if layer.learn_initial_state and (rows is None or batch.segments is not None):
+                sums = rest.sum(axis=1, dtype=np.float64)
+                learned |= dict(zip(_names(layer, depth, k), sums, strict=True))
+            if rows is not None and rows != batch.rows:  # one for all
+                d = d.sum(axis=1, keepdims=True, dtype=np.float64).astype(layer.dtype)
+            own.append(d)
+        outer.append(tuple(own))
+    return outer, learned
+
+
+def _d_start(layer: Recurrent, d: Array, rows: int | None, batch: Batch) -> tuple[Array, Array]:
+    """Gradients of rows' given states, and of those that segments start from without one."""
+    cut = batch.segments
+    assert cut is not None
+    to_given = np.zeros((d.shape[0], batch.rows, d.shape[2]), d.dtype)
+    rest = d.copy()
+    for way, backwards in enumerate(layer._backwards):
+        entered, of = cut.entered(backwards)
+        to_given[way, of] = d[way, entered]
+        if rows is not None:
+            rest[way, entered] = 0
+    return to_given, rest
+
+
+def of_rows(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Parts]:
+    """Each row's final state, from those of all segments."""
+    cut = batch.segments
+    if cut is None:
+        return layers
+    left = [cut.left(backwards) for backwards in layer._backwards]
+    return [
+        tuple([np.stack([a[d, at] for d, at in enumerate(left)]) for a in parts])
+        for parts in layers
+    ]
+
+
+def of_segments(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Parts]:
+    """Gradients of all segments' final states, from those of each row's."""
+    cut = batch.segments
+    if cut is None:
+        return layers
+    return [
+        tuple([None if a is None else _scattered(layer, a, cut) for a in parts]) for parts in layers
+    ]
+
+
+def _scattered(layer: Recurrent, a: Array, cut: Any) -> Array:
+    found = np.zeros((a.shape[0], len(cut.row), a.shape[2]), a.dtype)
+    for d, backwards in enumerate(layer._backwards):
+        found[d, cut.left(backwards)] = a[d]
+    return found
 
 
 def outward(layer: Recurrent, layers: list[Parts], batch: Batch) -> State:

@@ -41,6 +41,9 @@ def shapes(layer: Recurrent, depth: int) -> dict[str, tuple[int, ...]]:
             found |= dict.fromkeys(("weight_ln_c", "bias_ln_c"), (hidden,))
     elif layer._cell.norm == "tflite":
         found["weight_ln"] = (rows,)
+    if layer.learn_initial_state:
+        sizes = (outputs, hidden)  # of h, and of an LSTM's c
+        found |= {f"initial_{s}": (n,) for s, n in zip(layer.states, sizes, strict=False)}
     return found
 
 
@@ -48,7 +51,7 @@ def initial(name: str) -> float | None:
     """Value that a parameter starts from; None for a random one."""
     if name.startswith("weight_ln"):
         return 1.0
-    return 0.0 if name.startswith("bias_ln") else None
+    return 0.0 if name.startswith(("bias_ln", "initial_")) else None
 
 
 def pack(

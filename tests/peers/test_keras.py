@@ -49,8 +49,8 @@ def keras_layer(p, **options):
     bidirectional = options.pop("bidirectional", False)
     merge_mode = options.pop("merge_mode", "concat")
     make = getattr(keras.layers, LAYERS[p.cell.partition("_")[0]])
-    layer = make(HIDDEN, return_sequences=True, return_state=True,
-                 **{"zero_output_for_mask": True} | options)  # fmt: skip
+    defaults = {"return_sequences": True, "return_state": True, "zero_output_for_mask": True}
+    layer = make(HIDDEN, **defaults | options)
     weights = kernels(p, "_l0")
     if bidirectional:
         layer = keras.layers.Bidirectional(layer, merge_mode=merge_mode)
@@ -220,3 +220,23 @@ class Gradients:
     def __init__(self, layer):
         self.params, self.bias = layer.grads, layer.bias
         self.reset_after = getattr(layer, "reset_after", None)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [{}, {"bidirectional": True}, {"go_backwards": True},
+     {"bidirectional": True, "merge_mode": "mul"}],
+    ids=str,
+)  # fmt: skip
+@BY_MASK
+@BY_NAME
+def test_final_outputs(name, mask, chosen):
+    """Keras' return_sequences=False."""
+    p, options = problem_of(name, **chosen)
+    final = {"return_sequences": False, "zero_output_for_mask": False}
+    layer = keras_layer(p, **final, **options, **chosen)
+    given = MASKS[mask]
+    expected, _ = keras_outputs(p, layer, given)
+    y, _ = p.layer(p.x, p.state if len(p.state) == 2 else p.state[0], mask=given, return_="final")
+    rows = slice(None) if given is None else given.any(axis=0)
+    assert_close(y[rows], expected.swapaxes(0, 1)[rows], 2e-6)

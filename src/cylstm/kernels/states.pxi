@@ -133,10 +133,11 @@ cdef void pick(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssize_t bl
 
 cdef inline void add_to_mean(const Sequence *s, real *at, Py_ssize_t step, Py_ssize_t row,
                              Py_ssize_t block, vec h) noexcept nogil:
-    """Sum and what its rounding loses (Knuth's two-sum), so that any length is as accurate."""
+    """Sum, each time with what rounding took off it (Kahan), so that any length is as accurate."""
     cdef real *rest = <real *>s.pooled_rest + (row * s.w.out_blocks + block) * LANES
-    cdef vec before = vload(at), total = before + h, part = total - before
-    vstore(rest, vload(rest) + ((before - (total - part)) + (h - part)))
+    cdef vec before = vload(at), more = h + vload(rest), total = before + more
+    cdef vec part = total - before
+    vstore(rest, (before - (total - part)) + (more - part))
     if step == s.length[row] - 1:
         total = (total + vload(rest)) / vset(s.length[row])
     vstore(at, total)
