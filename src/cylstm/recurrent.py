@@ -285,7 +285,7 @@ class Recurrent(Parameters):
             self._rng = checks.generator("rng", None)
 
     def _after_fork(self) -> None:
-        """In a child: draw other masks, and do not wait for a thread that was drawing at the fork."""
+        """In a child: draw other masks, and do not wait for a thread that drew at the fork."""
         super()._after_fork()
         old = self._rng.bit_generator
         if not self._seeded:

@@ -119,7 +119,7 @@ def spread(layer: Recurrent, given: list[Parts], batch: Batch) -> list[Parts]:
 
 
 def _start(layer: Recurrent, depth: int, k: int, given: Any, batch: Batch) -> Array | None:
-    """Initial h or c (`k` 0 or 1) of one layer; None for zeros."""
+    """Make the initial h or c (`k` 0 or 1) of one layer; None for zeros."""
     cut = batch.segments
     if cut is None and given is not None and given.shape[1] == batch.rows:
         whole: Array = given
