@@ -8,6 +8,11 @@ CYLSTM_OPENMP
     ``0`` builds without OpenMP even where the compiler has it.
 CYLSTM_CFLAGS_OPT
     Replaces ``-O3``; for example ``-O1`` compiles faster and ``-O0 -g`` suits a debugger.
+CYLSTM_CHECKS
+    Comma-separated checks to build in, for the tests that need them (default: none).
+    ``chaos`` can delay every hand-over between threads, by a seed, and counts them;
+    ``exact`` allocates each piece of memory by itself and fills it with NaN before and after use;
+    ``thread`` is ThreadSanitizer; ``address`` is AddressSanitizer and UBSan, not with ``thread``.
 """
 
 import os
@@ -43,7 +48,15 @@ CFLAGS = [
     *"-std=gnu11 -fno-math-errno -fno-trapping-math -ffp-contract=off".split(),
     *"-fvisibility=hidden -g0 -pthread".split(),
 ]
-LDFLAGS = ["-pthread", "-Wl,-s"] if sys.platform == "linux" else []
+LDFLAGS = ["-pthread"] if sys.platform == "linux" else []
+# Check: compiler flags, of which those of sanitizers are the linker's as well.
+TRACED = "-fno-omit-frame-pointer -g1".split()
+CHECKS = {
+    "chaos": ["-DCYLSTM_CHAOS"],
+    "exact": ["-DCYLSTM_EXACT_MEMORY"],
+    "thread": ["-fsanitize=thread", *TRACED],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", *TRACED],
+}
 
 DIRECTIVES = dict.fromkeys(["boundscheck", "wraparound", "initializedcheck", "autotestdict"], False)
 DIRECTIVES |= dict.fromkeys(["binding", "cdivision"], True)
@@ -51,29 +64,43 @@ DIRECTIVES |= dict.fromkeys(["binding", "cdivision"], True)
 OPENMP_PROBE = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
 
 
+def chosen(variable, known):
+    """Return the comma-separated words of an environment variable, which must be known."""
+    words = [word.strip() for word in os.environ.get(variable, "").split(",") if word.strip()]
+    if unknown := [word for word in words if word not in known]:
+        raise SystemExit(f"{variable}: expected names out of {list(known)}, got {unknown}")
+    return words
+
+
+def checked_flags():
+    """Return flags of the compiler and of the linker for the checks that are asked for."""
+    checks = chosen("CYLSTM_CHECKS", CHECKS)
+    if {"thread", "address"} <= set(checks):
+        raise SystemExit("CYLSTM_CHECKS: expected at most one of thread and address, got both")
+    flags = [flag for check in checks for flag in CHECKS[check]]
+    sanitizers = [flag for flag in flags if flag.startswith("-fsanitize")]
+    strip = [] if sanitizers or sys.platform != "linux" else ["-Wl,-s"]
+    return flags, [*sanitizers, *strip]
+
+
 def levels():
     """Return the instruction sets to build on this architecture."""
     known = ARCHITECTURES.get(sysconfig.get_platform().rpartition("-")[2], ["base"])
-    asked = os.environ.get("CYLSTM_BUILD_ISA")
-    if not asked:
-        return known
-    names = [name.strip() for name in asked.split(",")]
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"CYLSTM_BUILD_ISA: expected names out of {known}, got {unknown}")
-    return names
+    return chosen("CYLSTM_BUILD_ISA", known) or known
 
 
 def extension(name, cflags=(), macros=()):
     """Describe one module of cylstm.kernels."""
     headers = [path for kind in ("*.h", "*.pxi", "*.pxd") for path in KERNELS.glob(kind)]
+    checks, link_checks = checked_flags()
     return Extension(
         f"cylstm.kernels.{name}",
         [str(KERNELS / f"{name}.pyx")],
         depends=["setup.py", *map(str, headers)],
         include_dirs=[str(KERNELS), np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *macros],
-        extra_compile_args=[*CFLAGS, *cflags],
-        extra_link_args=list(LDFLAGS),
+        extra_compile_args=[*CFLAGS, *cflags, *checks],
+        extra_link_args=[*LDFLAGS, *link_checks],
     )
 
 

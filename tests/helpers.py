@@ -1,6 +1,5 @@
 """Random problems and comparisons that several test files use."""
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -338,20 +337,6 @@ def run_python(code, *arguments, **environment):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-@contextlib.contextmanager
-def busy_processors():
-    """Another process on every processor, for as long as this one lives."""
-    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
-    burn = [sys.executable, "-c", code]
-    others = [subprocess.Popen(burn) for _ in range(len(os.sched_getaffinity(0)))]
-    try:
-        yield
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 def activation(name, x, isa=None, alpha=0.0, beta=0.0):

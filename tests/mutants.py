@@ -57,14 +57,18 @@ SECONDS = 60  # after which a process is stopped
 
 def build():
     """Compile what is out of date in the current folder."""
-    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O1"}
+    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O1", "CYLSTM_CHECKS": "chaos"}
     sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
     runpy.run_path("setup.py")
 
 
 def run_tests(tests):
     """Run tests on the package in the current folder until one fails."""
-    os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ |= {
+        "CYLSTM_ISA": LEVEL,
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "CYLSTM_SEEDS": "150",
+    }
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
     paths = [str(ROOT / "tests" / test) for test in tests]

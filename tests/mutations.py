@@ -71,7 +71,7 @@ STACK, MEMORY = "kernels/stack.pxi", "kernels/memory.pxi"
 KINKS = ["test_variants.py::test_derivative_at_a_kink"]
 BOUNDS = ["test_variants.py::test_a_clip_at_its_bound_lets_the_gradient_through"]
 LEFT_BEHIND = [
-    f"test_threads.py::test_a_thread_that_loses_its_processor_is_left_behind[{cell}-{options}]"
+    f"chaos/test_chaos.py::test_a_thread_that_loses_its_processor_is_left_behind[{cell}-{options}]"
     for cell, options in (("lstm", {"lengths": "random"}), ("lstm", {"proj_size": 70}))
 ]
 HOLES = [
@@ -899,6 +899,22 @@ SEQUENCES = [
         ("left behind: half of the blocks", "                own_blocks(s, p, me)\n"
          "                p.step1 = step", "                p.step1 = step"),
         ("left behind: helpers write the caller's outputs", "run.team_seq.y = NULL", "pass"),
+    ),
+    *planted(
+        LOOP, ["chaos/test_chaos.py::test_few_rows_with_checkpoints"],
+        ("windows: a thread may be left behind in one", " and call.window == 0)", ")"),
+    ),
+    *planted(
+        LOOP, ["chaos/test_chaos.py::test_bits"],
+        ("hired for while a thread is left behind", "if run.job.state == IDLE:", "if True:"),
+        ("gone on without waiting", "            if not run.left_behind:", "            if False:"),
+        ("an abandoned call is not kept", "            Py_INCREF(call)\n", "            pass\n"),
+    ),
+    *planted(
+        "kernels/team.h", ["chaos/test_chaos.py::test_bits"],
+        ("reaped without a look", "        if (!all_left(*at)) continue;\n", ""),
+        ("a letter stays posted", "        if (!atomic_compare_exchange_strong(&h->post, &posted,"
+         " NULL)) continue;\n", "        continue;\n"),
     ),
     *planted(
         "kernels/team.h", ["test_threads.py::test_a_forked_child_gets_threads_of_its_own"],

@@ -188,7 +188,7 @@ def test_pairs_by_layer_are_refused(options):
         for call in (layer, layer.forward, layer.trace):
             for kind in (list, tuple):
                 wrong = kind(pairs)
-                refused(TypeError, "state h", "np.stack([h for h, c in pairs])", call, x, wrong)
+                refused(TypeError, "state h", "map(np.stack, zip(*pairs))", call, x, wrong)
                 wrong = kind([list(pair) for pair in pairs])
                 refused(TypeError, "state h", "got a list of 2 values; of pairs", call, x, wrong)
                 refused(TypeError, "state", "got 3 values; of pairs (h, c) by layer make", call, x,

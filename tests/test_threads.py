@@ -1,24 +1,13 @@
 """Work large enough for a team: any number of threads, more than there are processors included."""
 
 import os
-import time
-from collections import deque
 
 import numpy as np
 import pytest
 import threadpoolctl
-from helpers import (
-    CELLS,
-    LAYERS,
-    assert_same_bits,
-    busy_processors,
-    parts,
-    problem,
-    run_python,
-)
+from helpers import CELLS, LAYERS, assert_same_bits, parts, run_python
 
 import cylstm
-from cylstm.kernels import sequence
 
 HIDDEN, INPUTS, STEPS = 200, 70, 40
 
@@ -63,30 +52,6 @@ def test_the_default_number_of_threads():
 def test_threadpoolctl_is_honoured():
     with threadpoolctl.threadpool_limits(1):
         assert cylstm.get_num_threads() == 1
-
-
-@pytest.mark.parametrize(
-    ("cell", "options"),
-    [("lstm", {"lengths": "random"}), ("lstm", {"proj_size": 70}), ("gru", {}),
-     ("gru", {"reset_after": False, "lengths": "random"})],
-    ids=str,
-)  # fmt: skip
-def test_a_thread_that_loses_its_processor_is_left_behind(cell, options):
-    """And does no harm when it comes, during the call or when the caller has its outputs."""
-    lengths = (1000, *[100] * 8)
-    problems = [problem(cell, (70, 200), steps=steps, rows=3, **options) for steps in lengths]
-    expected = [p.infer(num_threads=1) for p in problems]
-    outputs: deque[np.ndarray] = deque(maxlen=20)
-    before, until = sequence.left_behind_count(), time.monotonic() + 60
-    with busy_processors():
-        while sequence.left_behind_count() < before + 24:
-            assert time.monotonic() < until, "no thread has lost its processor"
-            for p, result in zip(problems, expected, strict=True):
-                y, state = p.infer(num_threads=2)
-                assert_same_bits((y, state), result)
-                y[...] = 7
-                outputs.append(y)
-                assert all(np.all(y == 7) for y in outputs)
 
 
 HELPERS_OF_A_CHILD = """

@@ -302,9 +302,7 @@ def shares_memory(a: Array, b: Array) -> bool:
 
 
 #: What to say of a list of pairs by layer, as cells stacked by hand give.
-PAIRS = (
-    "values; of pairs (h, c) by layer make h = np.stack([h for h, c in pairs]), and c the same way"
-)
+PAIRS = "values; of pairs (h, c) by layer make h, c = map(np.stack, zip(*pairs))"
 
 
 def parts(name: str, value: Any, expected: Sequence[str]) -> tuple[Any, ...]:

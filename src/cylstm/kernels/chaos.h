@@ -1,8 +1,10 @@
-/* A test build (CYLSTM_CHECKS=chaos) in which every hand-over between threads can be delayed.
+/* A test build (CYLSTM_CHECKS=chaos) in which every hand-over between threads can be delayed, and
+ * is counted.
  *
  * HANDOVER(point) does nothing in other builds. In this one a seed decides, for each thread and each
  * time that it comes to a point, whether it goes on at once, lets others run, or stays there for a
- * while: short against a leader's patience, or long. The same seed makes the same decisions.
+ * while: short against a leader's patience, or long, or long against a whole call. The same seed
+ * makes the same decisions.
  */
 #ifndef CYLSTM_CHAOS_H
 #define CYLSTM_CHAOS_H
@@ -13,11 +15,13 @@
 #include <stdint.h>
 #include <time.h>
 
-enum {
-    CHAOS_TAKE, CHAOS_SLEEP, CHAOS_ENTER, CHAOS_LEAVE, CHAOS_LEFT, CHAOS_POST, CHAOS_CANCEL,
-    CHAOS_CANCELLED, CHAOS_ASSEMBLE, CHAOS_ABANDON, CHAOS_REAP, CHAOS_ARRIVE, CHAOS_GIVE_UP,
-    CHAOS_MET, CHAOS_CLAIM, CHAOS_LEAVE_PIECE, CHAOS_POINTS
-};
+#define CHAOS_ALL(X)                                                                              \
+    X(TAKE) X(SLEEP) X(ENTER) X(LEAVE) X(LEFT) X(POST) X(CANCEL) X(CANCELLED) X(ASSEMBLE)         \
+    X(ABANDON) X(REAP) X(REAPED) X(ARRIVE) X(GIVE_UP) X(GIVEN_UP) X(MET) X(CLAIM) X(LEAVE_PIECE)
+#define CHAOS_ENUM(point) CHAOS_##point,
+#define CHAOS_NAME(point) #point,
+enum { CHAOS_ALL(CHAOS_ENUM) CHAOS_POINTS };
+static const char *const chaos_names[] = {CHAOS_ALL(CHAOS_NAME)};
 enum { HAS_CHAOS = 1 };
 
 static _Atomic uint64_t chaos_seed = 0; /* 0: no delays */
@@ -48,16 +52,19 @@ static void chaos_handover(int point) {
     const uint64_t draw = chaos_mix(seed + chaos_mix(chaos_thread * 1000003 + chaos_times++ * 64 +
                                                      (uint64_t)point));
     const uint64_t dice = draw % 1024, often = liking == 0 ? 256 : liking < 3 ? 32 : 4;
-    if (dice < often / 8) chaos_wait(2e-3 * (double)(draw >> 32) / 4294967296.0);
+    if (dice < often / 64) chaos_wait(20e-3 * (double)(draw >> 32) / 4294967296.0);
+    else if (dice < often / 8) chaos_wait(2e-3 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often / 2) chaos_wait(100e-6 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often) sched_yield();
 }
 static inline void chaos(uint64_t seed) { atomic_store(&chaos_seed, seed); }
-static inline int64_t chaos_count(int point) { return atomic_load(&chaos_counts[point]); }
+static inline const char *chaos_name(int point) { return chaos_names[point]; }
+static inline long chaos_count(int point) { return (long)atomic_load(&chaos_counts[point]); }
 #define HANDOVER(point) chaos_handover(CHAOS_##point)
 #else
 enum { HAS_CHAOS = 0, CHAOS_POINTS = 0 };
 static inline void chaos(unsigned long seed) { (void)seed; }
+static inline const char *chaos_name(int point) { (void)point; return ""; }
 static inline long chaos_count(int point) { (void)point; return 0; }
 #define HANDOVER(point) ((void)0)
 #endif

@@ -40,6 +40,7 @@ cdef extern from "chaos.h" nogil:
     const bint HAS_CHAOS
     const int CHAOS_POINTS
     void set_chaos "chaos"(unsigned long seed)
+    const char *chaos_name(int point)
     long chaos_count(int point)
 
 cdef extern from "team.h" nogil:
@@ -54,8 +55,11 @@ cdef extern from "team.h" nogil:
     Py_ssize_t hire(Job *job, Py_ssize_t wanted)
     void assemble(Job *job, Py_ssize_t expected)
     Py_ssize_t assembled(Job *job, Py_ssize_t rank)
-    bint dismiss(Job *job, bint leave_behind)
+    void cancel(Job *job)
+    bint all_left(Job *job)
+    bint dismiss(Job *job)
     void *job_reap()
+    void pause_or_yield(Py_ssize_t spins)
     ctypedef struct Flag:
         pass
     bint flag_of(Flag *flag)
@@ -71,6 +75,7 @@ cdef extern from "team.h" nogil:
     void tell(Shared *at, Py_ssize_t value)
     ctypedef struct Piece:
         pass
+    const Py_ssize_t ALL_TAKEN
     Py_ssize_t take_piece(Piece *pieces, Py_ssize_t n, Py_ssize_t end, Flag *paused)
     Py_ssize_t piece_step(Piece *piece)
     void leave_piece(Piece *piece, Py_ssize_t step)
@@ -187,7 +192,7 @@ if HAS_CHAOS:
     def chaos(unsigned long seed):
         """Delay hand-overs between threads as the seed says, 0: not at all; how often each came."""
         set_chaos(seed)
-        return [chaos_count(point) for point in range(CHAOS_POINTS)]
+        return {chaos_name(point).decode(): chaos_count(point) for point in range(CHAOS_POINTS)}
 
 
 include "memory.pxi"

@@ -22,7 +22,7 @@
  * Transitions of a job, all by its leader but the last:
  *     IDLE -> RUNNING      job_begin
  *     RUNNING -> IDLE      dismiss, where left == hired
- *     RUNNING -> ABANDONED dismiss with `leave_behind`, where left < hired
+ *     RUNNING -> ABANDONED dismiss, where left < hired
  *     ABANDONED -> freed   job_reap, by any thread, where left == hired
  *
  * Why no schedule breaks it.
@@ -71,7 +71,11 @@ typedef struct Job {
  * waits this long for a helper that was there last time and wakes up as fast. */
 #define SPIN_SECONDS 100e-6
 #define SPIN_AGAIN_SECONDS 2e-3
+#ifdef CYLSTM_CHAOS
+#define ENTRY_SECONDS 2e-3 /* on a busy machine, too, helpers come and are given up later */
+#else
 #define ENTRY_SECONDS 100e-6
+#endif
 /* How often a leader looks whether the processors it may use have changed. */
 #define AFFINITY_SECONDS 10e-3
 enum { MOST_HELPERS = 255, SPINS = 10000, SPINS_UNTIMED = 500 };
@@ -341,12 +345,10 @@ static inline ptrdiff_t assembled(Job *job, ptrdiff_t rank) {
 
 static inline int all_left(Job *job) { return atomic_load(&job->left) == job->hired; }
 
-/* The leader has done its part: wait for the helpers that have begun, unless they are left behind.
+/* The leader has done its part, and has waited for the helpers that have begun if it needs theirs.
  * Whether all of them have left; if not, the job is on the list that keeps its owner. */
-static inline int dismiss(Job *job, int leave_behind) {
+static inline int dismiss(Job *job) {
     cancel(job);
-    if (!leave_behind)
-        for (ptrdiff_t spins = 0; !all_left(job); spins++) pause_or_yield(spins);
     if (all_left(job)) {
         job->state = IDLE;
         return 1;
@@ -378,6 +380,7 @@ static inline void *job_reap(void) {
         break;
     }
     pthread_mutex_unlock(&threads_lock);
+    if (owner) HANDOVER(REAPED);
     return owner;
 }
 
@@ -411,8 +414,10 @@ static inline Meeting team_meet(Team *team, ptrdiff_t size, double patience, int
         if (spins == SPINS_UNTIMED) began = seconds();
         if (spins > SPINS_UNTIMED && give_up && seconds() - began > patience) {
             HANDOVER(GIVE_UP);
-            if (atomic_compare_exchange_strong(&team->arrived, &arrived, DISSOLVED))
+            if (atomic_compare_exchange_strong(&team->arrived, &arrived, DISSOLVED)) {
+                HANDOVER(GIVEN_UP);
                 return GIVEN_UP;
+            }
         }
         arrived = atomic_load_explicit(&team->arrived, memory_order_acquire);
     }
@@ -448,30 +453,29 @@ typedef struct {
     _Atomic ptrdiff_t step;     /* up to which it is done */
 } Piece;
 
+enum { ALL_DONE = -1, ALL_TAKEN = -2 };
+
 /* The piece that is furthest behind of those no thread is at, so that one that loses its processor
- * holds up a stint; waits while other threads are at all that is left; -1 after the last, or when
- * `paused`. */
+ * holds up a stint; ALL_TAKEN while other threads are at all that is left; ALL_DONE after the last,
+ * or when `paused`. */
 static inline ptrdiff_t take_piece(Piece *pieces, ptrdiff_t n, ptrdiff_t end, Flag *paused) {
-    for (ptrdiff_t spins = 0; !flag_of(paused); spins++) {
-        ptrdiff_t best = -1, least = end, left = 0;
+    while (!flag_of(paused)) {
+        ptrdiff_t best = ALL_DONE, least = end;
         for (ptrdiff_t i = 0; i < n; i++) {
             const ptrdiff_t step = atomic_load(&pieces[i].step);
-            left += step < end;
+            if (step < end && best == ALL_DONE) best = ALL_TAKEN;
             if (step >= least || atomic_load(&pieces[i].taken)) continue;
             best = i;
             least = step;
         }
-        if (left == 0) return -1;
+        if (best < 0) return best;
         HANDOVER(CLAIM);
         int free = 0;
-        if (best >= 0 && atomic_compare_exchange_strong(&pieces[best].taken, &free, 1)) {
-            if (atomic_load(&pieces[best].step) < end) return best;
-            atomic_store(&pieces[best].taken, 0);
-        } else {
-            pause_or_yield(spins);
-        }
+        if (!atomic_compare_exchange_strong(&pieces[best].taken, &free, 1)) continue;
+        if (atomic_load(&pieces[best].step) < end) return best;
+        atomic_store(&pieces[best].taken, 0);
     }
-    return -1;
+    return ALL_DONE;
 }
 static inline ptrdiff_t piece_step(Piece *piece) { return atomic_load(&piece->step); }
 static inline void leave_piece(Piece *piece, ptrdiff_t step) {

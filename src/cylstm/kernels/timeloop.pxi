@@ -224,10 +224,23 @@ cdef void copy_place(Sequence *s, Sequence *to, Py_ssize_t vector, Py_ssize_t pl
         memcpy(<char *>to.c + place * size, <char *>s.c + place * size, count * size)
 
 
+cdef Py_ssize_t next_piece(Run *run, Py_ssize_t thread, Py_ssize_t pieces) noexcept nogil:
+    """A piece that no other thread is at, maybe after waiting for one; negative after the last."""
+    cdef Py_ssize_t item, spins = 0
+    while True:
+        item = take_piece(run.pieces, pieces, run.step1, &run.paused)
+        if item != ALL_TAKEN:
+            return item
+        if thread == 0:
+            look_at_clock(run)
+        pause_or_yield(spins)
+        spins += 1
+
+
 cdef void forward_groups(Run *run, Py_ssize_t thread, Part *p) noexcept nogil:
     """Go through the pieces of work that no other thread is at, stint by stint."""
     cdef Py_ssize_t pieces = run.groups * run.directions, step, end
-    cdef Py_ssize_t item = take_piece(run.pieces, pieces, run.step1, &run.paused)
+    cdef Py_ssize_t item = next_piece(run, thread, pieces)
     cdef Member me
     while item >= 0:
         join(run, &me, item % run.directions, 0, 1)
@@ -238,7 +251,7 @@ cdef void forward_groups(Run *run, Py_ssize_t thread, Part *p) noexcept nogil:
         end = step + run.stint_steps - (step - run.step0) % run.stint_steps
         step = forward_part(run, thread, p, &me, step, min(run.step1, end))
         leave_piece(&run.pieces[item], step)
-        item = take_piece(run.pieces, pieces, run.step1, &run.paused)
+        item = next_piece(run, thread, pieces)
 
 
 cdef void forward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
@@ -401,10 +414,22 @@ cdef void go_on(Run *run, Call call, Py_ssize_t threads) noexcept:
             assemble(&run.job, expected)
         work(&run.job, 0)
         if run.job.state == RUNNING:
-            all_gone = dismiss(&run.job, run.left_behind)
+            if not run.left_behind:
+                wait_for_helpers(run)
+            all_gone = dismiss(&run.job)
     if several and all_gone:
         Py_DECREF(call)
     free_abandoned()
+
+
+cdef void wait_for_helpers(Run *run) noexcept nogil:
+    """Until those that have begun have left: they may have much to do, so signals are minded."""
+    cdef Py_ssize_t spins = 0
+    cancel(&run.job)
+    while not all_left(&run.job):
+        look_at_clock(run)
+        pause_or_yield(spins)
+        spins += 1
 
 
 cdef void start_teams(Run *run) noexcept:
