@@ -99,7 +99,7 @@ cdef extern from "activations.h":
 
 cdef extern from * nogil:
     """
-    /* Pre-activations of a chunk stay in the second-level cache beside the weights in use. */
+    /* Pre-activations of a chunk stay in the second-level cache with the weights in use. */
     #define CHUNK_BYTES (256 * 1024)
     /* (step, row) pairs of one chunk: enough for every weight load to serve many of them. */
     #define CHUNK_ENTRIES 256
