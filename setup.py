@@ -165,7 +165,7 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=cythonize(
         [
-            *map(extension, ("sequence", "blas")),
+            extension("sequence"),
             *(level_extension(level, real) for level in levels() for real in REALS),
         ],
         language_level=3,

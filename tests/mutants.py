@@ -1,183 +1,190 @@
 """Plant one error at a time in the sources and see the tests find it.
 
-    python tests/mutants.py [words that must occur in a mutant's file or reason]
+    python tests/mutants.py [--all | --count N] [--seed N] [--jobs N] [words]
 
-Builds a copy of the tree with one instruction set and -O1, then for each of `mutations.py` changes
-one place, rebuilds what depends on it and runs its tests. Exit status 1 if a mutant survives.
+Builds a copy of the tree with one instruction set, checks that the tests pass there, and then, for
+one mutant after another, rebuilds what depends on its file and runs that file's tests. There are
+mutants written by hand, which know the mathematics (`mutation/written`), and mutants made by rule
+from every line of code (`mutation/generate.py`), of which `--count` take part, always the same ones
+for a seed. Words choose mutants by their file or reason.
+
+Exit status 1 if a mutant survives. A generated one may survive if `mutation/survivors` says why:
+then it is not run. What does not compile, or compiles to the same code, is no mutant.
 """
 
+import argparse
 import os
-import platform
-import runpy
-import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from pathlib import Path
 
-# What a build and a run of pytest import: the processes forked below have it already.
-import Cython.Build
-import Cython.Compiler.ModuleNode
-import Cython.Compiler.Optimize
-import Cython.Compiler.ParseTreeTransforms  # noqa: F401
-import hypothesis  # noqa: F401
-import pytest
-import setuptools.command.build_ext  # noqa: F401
-from mutations import MUTANTS
+from mutation import generate, patches, trial
 
-ROOT = Path(__file__).parent.parent
-LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
-F64, F32 = f"level_{LEVEL}_f64", f"level_{LEVEL}_f32"
-# Modules to compile again after a change of a file; none after one of a .py file. For the kernels
-# float64 is enough, except for the functions that differ.
-COMPILED = {
-    "activations.h": [F64],
-    "simd.h": [F64, F32],
-    "tile.h": [F64],
-    "states.pxi": [F64],
-    "cells.pxi": [F64],
-    "products.pxi": [F64],
-    "norms.pxi": [F64],
-    "packing.pxi": [F64],
-    "packed.pxi": ["sequence"],
-    "call.pxi": ["sequence"],
-    "memory.pxi": ["sequence"],
-    "timeloop.pxi": ["sequence"],
-    "sequence.pyx": ["sequence"],
-    "stack.pxi": ["sequence"],
-    "machine.h": ["sequence"],
-    "team.h": ["sequence"],
+SOURCES = trial.ROOT / "src" / "cylstm"
+# A fixed sample, so that each of its survivors has been looked at once. More come to light by hand.
+SEED, COUNT = 1, 40
+# No mathematics in them.
+LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py"}
+# The tests of a source file, test_*.py or one of its functions, those that find its errors soonest
+# first. A Python module that is not here has the test of its own name.
+KERNELS = "variants sequences terms steps regularisation topology gradients trace"
+CALLS = "native steps::test_lists_of_little variants sequences terms topology trace steps gradients"
+TESTS = {
+    "activations.h": "variants::test_activations_against_the_oracle activations variants terms",
+    "simd.h": "activations sequences variants gradients",
+    "tile.h": "forward variants gradients",
+    "blas.pyx": "blas linear",
+    "stack.pxi": "again",
+    "memory.pxi": "again native variants",
+    "team.h": "terms again",
+    "activations.py": "variants::test_activations_against_the_oracle options variants",
+    "batches.py": "steps sequences topology bad_input",
+    "cells.py": "variants",
+    "checks.py": "bad_input options steps init linear losses optim",
+    "dispatch.py": "activations build",
+    "layers.py": "options init variants",
+    "linear.py": "linear bad_input",
+    "masks.py": "regularisation dropout variants",
+    "outputs.py": "topology steps",
+    "recurrent.py": "options dropout regularisation topology variants sequences gradients",
+    "states.py": "topology variants bad_input",
+    "weights.py": "variants gradients",
 }
-AT_ONCE = len(os.sched_getaffinity(0))
-SECONDS = 60  # after which a process is stopped
 
 
-def build():
-    """Compile what is out of date in the current folder."""
-    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O1", "CYLSTM_CHECKS": "chaos"}
-    sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
-    runpy.run_path("setup.py")
+def tests_of(file):
+    """The tests of a source file by name, in the order in which they are run."""
+    path = Path(file)
+    names = TESTS.get(path.name, "").split()
+    if not names and path.suffix == ".py":
+        names = [path.stem] * (trial.ROOT / "tests" / f"test_{path.stem}.py").exists()
+    elif not names:
+        levels = any(module.startswith("level_") for module in trial.modules(file))
+        names = (KERNELS if levels else CALLS).split()
+    if not names:
+        raise SystemExit(f"{file}: no tests are known for it: add them to TESTS in {__file__}")
+    return names
 
 
-def run_tests(tests):
-    """Run tests on the package in the current folder until one fails."""
-    os.environ |= {
-        "CYLSTM_ISA": LEVEL,
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "CYLSTM_SEEDS": "150",
-    }
-    sys.path.insert(0, os.path.abspath("src"))
-    sys.dont_write_bytecode = True
-    paths = [str(ROOT / "tests" / test) for test in tests]
-    return pytest.main(["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *paths])
-
-
-def try_original(folder, tests):
-    unbuilt = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
-    shutil.copytree(ROOT / "src", folder / "src", ignore=unbuilt)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder)
-    os.chdir(folder)
-    build()
-    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:
-        # In copies it stays up to date, whatever setup.py says it depends on.
-        os.utime(built, (time.time() + 3600,) * 2)
-    return run_tests(tests)
-
-
-def try_mutant(base, folder, mutant):
-    shutil.copytree(base, folder)
-    os.chdir(folder)
-    path = Path("src", "cylstm", mutant.file)
-    path.write_text(path.read_text().replace(mutant.old, mutant.new))
-    for module in COMPILED[path.name] if path.suffix != ".py" else []:
-        for built in folder.rglob(f"{module}.*"):
-            # What C includes does not change what Cython makes.
-            if built.suffix == ".so" or (built.suffix == ".c" and path.suffix != ".h"):
-                built.unlink()
-    if path.suffix != ".py":
-        build()
-    return run_tests(mutant.tests)
-
-
-def started(log, work, *arguments):
-    """A process forked to do some work, which returns its exit status."""
-
-    def body():
-        signal.alarm(SECONDS)
-        with open(log, "w") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
+def written():
+    """The mutants written by hand; ends the process where one has no place any more."""
+    mutants, lost = [], []
+    for patch in patches.read("written"):
         try:
-            status = work(*arguments)
-        except BaseException:
-            traceback.print_exc()
-            status = 100
-        sys.stdout.flush()
-        os._exit(status)
-
-    process = get_context("fork").Process(target=body)
-    process.start()
-    return process
+            mutants.append(patch.mutant((SOURCES / patch.file).read_text()))
+        except (OSError, ValueError) as error:
+            lost.append(f"mutation/written/{patch.file}.txt: {patch.why}: {error}")
+    if lost:
+        raise SystemExit("\n".join([*lost, f"{len(lost)} patches must be mended or removed"]))
+    return mutants
 
 
-def failure(process, log):
-    """How the tests failed in a process; None if they passed."""
-    process.join()
-    output = log.read_text()
-    failed = [line for line in output.splitlines() if line.startswith("FAILED")]
-    if failed:
-        return failed[0].partition("::")[2].partition(" - ")[0]
-    if process.exitcode < 0:
-        return f"signal {-process.exitcode}"
-    if process.exitcode > 0:
-        raise SystemExit(f"{log}:\n{output}")
-    return None
+def generated():
+    """All mutants that the rules make, without those known to survive."""
+    known = {(p.file, p.old, p.new) for p in patches.read("survivors")}
+    mutants = []
+    for path in sorted(SOURCES.rglob("*")):
+        if path.suffix not in (".py", ".pyx", ".pxi", ".h") or path.name in LEFT_OUT:
+            continue
+        file = path.relative_to(SOURCES).as_posix()
+        mutants += generate.mutants_of(file, path.read_text())
+    for stale in known - {(m.file, m.old, m.new) for m in mutants}:
+        print("mutation/survivors: no longer there: {}: {!r} to {!r}".format(*stale))
+    return [m for m in mutants if (m.file, m.old, m.new) not in known]
 
 
-def try_all(mutants, scratch):
-    """How many of the mutants are killed."""
-    waiting, running, killed = list(enumerate(mutants)), {}, 0
-    while waiting or running:
-        while waiting and len(running) < AT_ONCE:
-            number, mutant = waiting.pop(0)
-            folder, log = scratch / str(number), scratch / f"{number}.log"
-            process = started(log, try_mutant, scratch / "base", folder, mutant)
-            running[process.sentinel] = process, folder, log, mutant, time.perf_counter()
-        for sentinel in connection.wait(running):
-            process, folder, log, mutant, start = running.pop(sentinel)
-            found = failure(process, log)
-            shutil.rmtree(folder)
-            verdict = f"killed by {found}" if found else "SURVIVED"
-            seconds = time.perf_counter() - start
-            print(f"{seconds:4.1f} s  {mutant.file:21}  {mutant.why}: {verdict}", flush=True)
-            killed += found is not None
-    return killed
+class Run:
+    """Trials side by side, on a base that has been built and tested."""
+
+    def __init__(self, scratch, jobs):
+        self.scratch, self.jobs, self.base = scratch, jobs, scratch / "base"
+
+    def prepare(self, tests):
+        """Build the base and see that the tests pass on it."""
+        log = self.scratch / "build.log"
+        if trial.ended(trial.started(log, trial.build_base, self.base)) != trial.PASSED:
+            raise SystemExit(f"{log.read_text()}\nthe sources do not build")
+        work = [(trial.run_tests, self.base, [name]) for name in tests]
+        for (_, _, [name]), status, log, seconds in self.results(work):
+            if status != trial.PASSED:
+                raise SystemExit(f"{log.read_text()}\ntest_{name}.py fails without any mutant")
+            print(f"{seconds:4.1f} s  no mutant, test_{name}.py: passes", flush=True)
+
+    def results(self, work):
+        """Do pieces of work in processes; yield each with exit status, log and seconds."""
+        waiting, running = list(enumerate(work)), {}
+        while waiting or running:
+            while waiting and len(running) < self.jobs:
+                number, (function, *arguments) = waiting.pop(0)
+                log = self.scratch / f"{function.__name__}-{number}.log"
+                process = trial.started(log, function, *arguments)
+                running[process.sentinel] = process, work[number], log, time.perf_counter()
+            for sentinel in connection.wait(running):
+                process, piece, log, start = running.pop(sentinel)
+                yield piece, trial.ended(process), log, time.perf_counter() - start
+
+    def survivors(self, mutants):
+        """Try mutants, say what became of each, and return those that live."""
+        alive, killed, none = [], 0, 0
+        work = [
+            (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m.file))
+            for i, m in enumerate(mutants)
+        ]
+        for (_, _, _, mutant, _), status, log, seconds in self.results(work):
+            verdict = verdict_of(status, log)
+            print(f"{seconds:4.1f} s  {mutant.described()}: {verdict}", flush=True)
+            alive += [mutant] * (verdict == "SURVIVED")
+            killed += verdict.startswith("killed")
+            none += verdict.startswith("no mutant")
+        print(f"{killed} of {killed + len(alive)} mutants killed, {none} were none")
+        return alive
 
 
-def main(words):
-    wrong = False
-    for mutant in MUTANTS:
-        found = (ROOT / "src" / "cylstm" / mutant.file).read_text().count(mutant.old)
-        if found != 1:
-            print(f"{mutant.file}, {mutant.why}: {mutant.old!r} occurs {found} times, not once")
-            wrong = True
-    if wrong:
-        return 1
-    chosen = [m for m in MUTANTS if all(word in f"{m.file} {m.why}" for word in words)]
+def verdict_of(status, log):
+    output = log.read_text(errors="replace")
+    if status == trial.PASSED:
+        return "SURVIVED"
+    if status == trial.NOT_BUILT:
+        return "no mutant, it does not compile"
+    if status == trial.UNCHANGED:
+        return "no mutant, it compiles to the same"
+    if status < 0:
+        return f"killed by signal {-status}"
+    failed = [x for x in output.splitlines() if x.startswith(("FAILED", "ERROR"))]
+    if status in trial.FAILED and failed:
+        return f"killed by {failed[0].split(' - ')[0].partition('test_')[2]}"
+    raise SystemExit(f"{log}: exit status {status}\n{output}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="of the files or reasons of the mutants to try")
+    parser.add_argument("--all", action="store_true", help="all generated mutants")
+    parser.add_argument("--count", type=int, default=COUNT, help="so many generated ones")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the sample")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--list", action="store_true", help="only print the mutants")
+    given = parser.parse_args()
+
+    by_hand, rest = (
+        [m for m in mutants if all(word in m.described() for word in given.words)]
+        for mutants in (written(), generated())
+    )
+    chosen = by_hand + (rest if given.all else generate.sample(rest, given.seed, given.count))
+    if given.list or not chosen:
+        print(*(f"{m.described()}\n- {m.old}\n+ {m.new}" for m in chosen), sep="\n")
+        return 0
     with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
-        tests = dict.fromkeys(test for mutant in chosen for test in mutant.tests)
-        process = started(scratch / "log", try_original, scratch / "base", tests)
-        if found := failure(process, scratch / "log"):
-            raise SystemExit(f"{found} fails without any mutant")
-        killed = try_all(chosen, scratch)
-    print(f"{killed} of {len(chosen)} mutants killed")
-    return killed < len(chosen)
+        run = Run(Path(name), given.jobs)
+        tests = [test.partition("::")[0] for m in chosen for test in tests_of(m.file)]
+        run.prepare(dict.fromkeys(tests))
+        alive = run.survivors(chosen)
+    for mutant in alive:
+        print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")
+    return bool(alive)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,6 +1,7 @@
 """What counts as an array, and what the message says of what does not."""
 
 import array
+import collections
 import copy
 import pickle
 import threading
@@ -94,11 +95,11 @@ def test_a_list_of_matrices_is_rows(cell, lengths, kind):
     layer, rng = LAYERS[cell](3, 5, rng=0), np.random.default_rng(0)
     rows = [rng.normal(size=(n, 3)).astype("f") for n in lengths]
     expected = [layer(row)[0] for row in rows]
-    for make in (list, tuple):
+    for make in (list, tuple, collections.deque):
         for x in (rows, [row[:, None] for row in rows], [row.astype(float) for row in rows]):
             y, _, tape = layer.forward(make(kind(row) for row in x))
             assert_same_bits(tuple(y), tuple(expected))
-            dx, _ = layer.backward(tape, make(kind(row) for row in y))
+            dx, _ = layer.backward(tape, [kind(row) for row in y])
             assert [d.shape for d in dx] == [row.shape for row in rows]
     first = LAYERS[cell](3, 5, batch_first=True)
     first.assign(layer.flat_params)
@@ -185,6 +186,7 @@ def test_no_numbers(cell):
         ({1: 2}, "dtype object, from dict"), ("word", "dtype <U4"), (b"word", "dtype |S4"),
         (object(), "dtype object, from object"), (np.ones((2, 3), complex), "dtype complex128"),
         (np.array([[None] * 3]), "dtype object"),
+        (np.array([np.ones((2, 3)), np.ones((1, 3))], object), "of arrays: pass its .tolist()"),
     ]  # fmt: skip
     for wrong, got in cases:
         refused(TypeError, "x", got, layer, wrong)

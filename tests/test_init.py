@@ -19,6 +19,8 @@ VARIANTS = {
     "lstm": partial(cylstm.LSTM, INPUTS, H),
     "deep": partial(cylstm.LSTM, INPUTS, H, 3, bidirectional=True),
     "no bias": partial(cylstm.GRU, INPUTS, H, bias=False),
+    "single": partial(cylstm.LSTM, INPUTS, H, 2, bias="single"),
+    "single gru": partial(cylstm.GRU, INPUTS, H, bias="single"),
     "sizes": partial(cylstm.LSTM, INPUTS, (H, 25, 50)),
     "projection": partial(cylstm.LSTM, INPUTS, H, 2, proj_size=15, bidirectional=True),
     "peepholes": partial(cylstm.LSTM, INPUTS, H, peepholes=True),
@@ -372,3 +374,19 @@ def test_bad_arguments():
     refused(ValueError, r"^value: expected", init.forget_bias, lstm, math.inf)
     for function in (init.orthogonal, init.glorot_uniform):
         refused(TypeError, r"^per_gate: expected True or False", function, lstm, per_gate=1)
+
+
+def test_the_only_bias():
+    lstm = cylstm.LSTM(3, 5, bias="single", dtype="float64", rng=0)
+    before = lstm.params["bias_ih_l0"].copy()
+    init.forget_bias(lstm, 2.0)
+    assert lstm.params["bias_ih_l0"][5:10].tolist() == [2.0] * 5
+    assert_same_bits(lstm.params["bias_ih_l0"][10:], before[10:])
+    init.chrono(lstm, 9, rng=0)
+    forget, remember = lstm.params["bias_ih_l0"][5:10], lstm.params["bias_ih_l0"][:5]
+    assert_same_bits(forget, -remember)
+    assert np.all((forget >= 0) & (forget <= math.log(8)))
+    with pytest.raises(ValueError, match=r"^which: expected .*'bias_ih', got 'bias_hh'"):
+        init.zeros(lstm, "bias_hh")
+    init.zeros(lstm)
+    assert not lstm.params["bias_ih_l0"].any()

@@ -242,3 +242,16 @@ def test_final_outputs_of_projections():
     assert p.infer()[0].shape == (B, 8)
     assert_as_the_oracle(p)
     assert_as_the_oracle(p._replace(state=(None, None)))
+
+
+@EVERY
+def test_learned_states_in_state_dicts(cell):
+    layer = LAYERS[cell](3, 5, 2, bidirectional=True, learn_initial_state=True, rng=0)
+    layer.assign({n: np.full(v.shape, 0.5) for n, v in layer.params.items() if "initial" in n})
+    kind, options = type(layer), {"nonlinearity": "tanh"} if cell == "rnn_tanh" else {}
+    twin = kind.from_state_dict(layer.state_dict(), **options)
+    assert twin.learn_initial_state and repr(twin) == repr(layer)
+    x = np.ones((4, 2, 3), "f")
+    assert_same_bits(twin(x)[0], layer(x)[0])
+    plain = {n: v for n, v in layer.state_dict().items() if "initial" not in n}
+    assert not kind.from_state_dict(plain, **options).learn_initial_state

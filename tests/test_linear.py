@@ -1,4 +1,4 @@
-"""`Linear` and `Embedding`: values, gradients, layouts, errors, and PyTorch's results."""
+"""`Linear`: values, gradients, layouts, lists, activations, tied weights, errors."""
 
 import copy
 import pickle
@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers import DTYPES, assert_close, assert_same_bits, run_python
+from helpers import DTYPES, assert_close, assert_same_bits
 
 import cylstm
 
@@ -249,125 +249,6 @@ def test_linear_bad_arguments():
     assert not layer.flat_grads.any()
 
 
-# Embedding
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (0,), (3, 0, 2)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding(dtype, shape):
-    layer = cylstm.Embedding(7, 4, dtype=dtype, rng=0)
-    assert {name: v.shape for name, v in layer.params.items()} == {"weight": (7, 4)}
-    ids = np.random.default_rng(1).integers(0, 7, shape)
-    y, _ = layer.forward(ids)
-    assert y.shape == (*shape, 4)
-    assert_same_bits(y, np.array(layer.params["weight"][ids]))
-    assert_same_bits(layer(ids), y)
-    y[...] = 0  # a copy
-    assert layer.flat_params.all()
-
-
-@pytest.mark.parametrize("shape", [*SHAPES, (0,), (3, 0, 2), (1000,)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_embedding_gradients(dtype, shape):
-    layer = cylstm.Embedding(7, 4, dtype=dtype, rng=0)
-    ids, dy = np.random.default_rng(1).integers(0, 5, shape), normal(*shape, 4, dtype=dtype)
-    _, tape = layer.forward(ids)
-    expected = np.zeros((7, 4))
-    for row, d in zip(ids.ravel(), dy.reshape(-1, 4), strict=True):
-        expected[row] += d
-    assert layer.backward(tape, dy) is None
-    assert_close(layer.grads["weight"], expected, TOLERANCE[dtype] / 10)
-    layer.backward(tape, dy)
-    assert_close(layer.grads["weight"], 2 * expected, TOLERANCE[dtype] / 10)
-
-
-def test_embedding_gradients_numerically():
-    layer = cylstm.Embedding(7, 4, dtype="float64", rng=0)
-    ids, dy = np.array([[1, 2, 1], [6, 0, 1]]), normal(2, 3, 4)
-    layer.backward(layer.forward(ids)[1], dy)
-    flat = layer.flat_params.copy()
-    for seed in range(3):
-        move = normal(flat.size, seed=seed)
-
-        def evaluate(step, move=move):
-            layer.assign(flat + step * move)
-            return np.vdot(dy, layer(ids))
-
-        np.testing.assert_allclose(layer.flat_grads @ move, slope(evaluate), rtol=1e-6)
-
-
-def test_embedding_sums_long_batches_exactly():
-    layer = cylstm.Embedding(3, 2, rng=0)
-    dy = np.full((200_000, 2), 0.1, np.float32)
-    layer.backward(layer.forward(np.ones(200_000, int))[1], dy)
-    expected = np.zeros((3, 2))
-    expected[1] = dy.sum(axis=0, dtype=float)
-    assert_close(layer.grads["weight"], expected, 1e-6)
-
-
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "list"])
-def test_embedding_takes_any_layout(layout):
-    layer = cylstm.Embedding(7, 4, dtype="float64", rng=0)
-    ids, dy = np.random.default_rng(1).integers(0, 7, (5, 3)), normal(5, 3, 4)
-    outcomes = []
-    for f in (np.array, read_only, LAYOUTS[layout]):
-        layer.zero_grad()
-        y, tape = layer.forward(f(ids))
-        layer.backward(tape, f(dy))
-        outcomes.append((y, layer.flat_grads.copy()))
-    assert_same_bits(outcomes[1], outcomes[0])
-    assert_same_bits(outcomes[2], outcomes[0])
-
-
-@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint64", ">i4", "list"])
-def test_embedding_takes_any_integers(kind):
-    layer = cylstm.Embedding(1000, 4, rng=0)
-    ids = [[3, 100], [0, 7]]
-    given = ids if kind == "list" else np.array(ids, kind)
-    assert_same_bits(layer(given), layer(np.array(ids)))
-
-
-def test_embedding_tape_keeps_its_ids():
-    layer = cylstm.Embedding(7, 4, rng=0)
-    ids = np.array([1, 2])
-    _, tape = layer.forward(ids)
-    ids[...] = 5
-    layer.backward(tape, np.ones((2, 4)))
-    assert layer.grads["weight"].sum(axis=1).tolist() == [0, 4, 4, 0, 0, 0, 0]
-
-
-def test_embedding_initial_values():
-    layer = cylstm.Embedding(300, 400, rng=0)
-    assert abs(layer.flat_params.mean()) < 0.01
-    assert layer.flat_params.std() == pytest.approx(1, rel=0.01)
-    assert_same_bits(cylstm.Embedding(300, 400, rng=0).flat_params, layer.flat_params)
-
-
-def test_embedding_bad_arguments():
-    layer = cylstm.Embedding(7, 4, rng=0)
-    for wrong in (-1, -7, 7, 10**12, np.uint64(2**64 - 1), np.int64(-(2**63))):
-        for ids in (np.array(wrong), np.array([[3, wrong], [0, 1]], np.asarray(wrong).dtype)):
-            with pytest.raises(ValueError, match=rf"^ids: expected .* from 0 to 6, got {wrong}$"):
-                layer(ids)
-    for wrong, got in [(1.0, "float64"), ([True], "bool"), (["1"], "<U1"), (None, "object")]:
-        with pytest.raises(TypeError, match=rf"^ids: expected integers, got dtype {got}"):
-            layer(wrong)
-    _, tape = layer.forward([[1, 2, 3]])
-    for shape in [(), (3, 4), (1, 3), (1, 3, 1), (1, 4, 3)]:
-        with pytest.raises(ValueError, match=r"^dy: expected shape \(1, 3, 4\), got \("):
-            layer.backward(tape, np.ones(shape))
-    with pytest.raises(TypeError, match=r"^dy: expected real numbers, got"):
-        layer.backward(tape, np.ones((1, 3, 4), complex))
-    for wrong in (None, np.array([1]), cylstm.Linear(2, 3).forward([1, 2])[1]):
-        with pytest.raises(TypeError, match=r"^tape: expected what forward returned, got"):
-            layer.backward(wrong, np.ones((1, 3, 4)))
-    assert not layer.flat_grads.any()
-    small = cylstm.Embedding(3, 4)
-    with pytest.raises(ValueError, match=r"^tape: expected ids below 3, got 3"):
-        small.backward(tape, np.ones((1, 3, 4)))
-    assert not small.flat_grads.any()
-
-
 # Both
 
 
@@ -410,16 +291,207 @@ def test_backward_from_many_threads():
     assert_close(together[1], 200 * embedding.flat_grads, 1e-10)
 
 
-def test_scipy_is_imported_at_the_first_product():
-    code = """
-import sys
-import numpy as np
-import cylstm
+# Activations
 
-layer = cylstm.Linear(3, 2)
-ids = cylstm.Embedding(3, 2).forward([1, 2])
-assert not any(name.partition(".")[0] == "scipy" for name in sys.modules)
-layer(np.ones((4, 3)))
-assert "scipy.linalg.cython_blas" in sys.modules
-"""
-    run_python(code)
+ACTIVATIONS = {
+    "sigmoid": lambda v: 1 / (1 + np.exp(-v)),
+    "tanh": np.tanh,
+    "relu": lambda v: np.maximum(v, 0),
+    ("affine", 0.5, -0.25): lambda v: 0.5 * v - 0.25,
+    ("leakyrelu", 0.2): lambda v: np.where(v > 0, v, 0.2 * v),
+    ("thresholdedrelu", 0.3): lambda v: np.where(v > 0.3, v, 0),
+    ("scaledtanh", 1.5, 0.7): lambda v: 1.5 * np.tanh(0.7 * v),
+    "hardsigmoid": lambda v: np.clip(0.2 * v + 0.5, 0, 1),
+    "hard_sigmoid_keras3": lambda v: np.clip(v / 6 + 0.5, 0, 1),
+    ("elu", 0.7): lambda v: np.where(v > 0, v, 0.7 * np.expm1(v)),
+    "softsign": lambda v: v / (1 + np.abs(v)),
+    "softplus": lambda v: np.log1p(np.exp(v)),
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("f", ACTIVATIONS, ids=str)
+def test_activation(f, bias):
+    layer = cylstm.Linear(9, 21, bias=bias, activation=f, dtype="float64", rng=0)
+    layer.assign(5 * layer.flat_params)  # to both sides of every kink
+    assert layer.activation == f
+    x, dy = normal(6, 9), normal(6, 21, seed=1)
+    y, tape = layer.forward(x)
+    assert_close(y, ACTIVATIONS[f](by_hand(layer, x)), 1e-13)
+    assert_same_bits(layer(x), y)
+    y[...] = np.nan  # the tape has its own
+    dx = layer.backward(tape, dy)
+    flat, grads = layer.flat_params.copy(), layer.flat_grads.copy()
+    move_x, move = normal(6, 9, seed=2), normal(flat.size, seed=3)
+
+    def by_parameters(step):
+        layer.assign(flat + step * move)
+        return np.vdot(dy, layer(x))
+
+    by_input = slope(lambda step: np.vdot(dy, layer(x + step * move_x)), 1e-5)
+    np.testing.assert_allclose(np.vdot(dx, move_x), by_input, rtol=1e-6)
+    np.testing.assert_allclose(grads @ move, slope(by_parameters, 1e-5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("f", ["tanh", "relu", "softplus"])
+def test_activation_of_wide_layers(f):
+    layer = cylstm.Linear(30, 403, activation=f, rng=0)
+    x = normal(100, 30, dtype="float32")
+    assert_close(layer(x), ACTIVATIONS[f](by_hand(layer, x)), 1e-5)
+
+
+def test_bad_activation():
+    with pytest.raises(ValueError, match=r"^activation: expected one of sigmoid, .*, got 'gelu'"):
+        cylstm.Linear(3, 4, activation="gelu")
+    with pytest.raises(TypeError, match=r"^activation: expected the name of an activation, got 1"):
+        cylstm.Linear(3, 4, activation=1)
+    _, tape = cylstm.Linear(3, 4, activation="tanh").forward(np.ones(3))
+    for other in (cylstm.Linear(3, 4), cylstm.Linear(3, 4, activation="relu")):
+        with pytest.raises(ValueError, match=r"^tape: expected weights, dtype, activation"):
+            other.backward(tape, np.ones(4))
+        assert not other.flat_grads.any()
+
+
+# Lists
+
+
+def test_lists():
+    layer = cylstm.Linear(4, 6, dtype="float64", activation="tanh", rng=0)
+    x = [normal(n, 4, seed=n) for n in (3, 0, 1, 5)]
+    dy = [normal(n, 6, seed=9 + n) for n in (3, 0, 1, 5)]
+    y, tape = layer.forward(x)
+    assert isinstance(y, list) and [part.shape for part in y] == [(3, 6), (0, 6), (1, 6), (5, 6)]
+    dx = layer.backward(tape, dy)
+    assert isinstance(dx, list) and [part.shape for part in dx] == [part.shape for part in x]
+    together = layer.flat_grads.copy()
+    layer.zero_grad()
+    joined, tape = layer.forward(np.concatenate(x))
+    assert_same_bits(np.concatenate(y), joined)
+    d_joined = layer.backward(tape, np.concatenate(dy))
+    assert_same_bits((np.concatenate(dx), together), (d_joined, layer.flat_grads))
+    assert_same_bits(tuple(layer(x)), tuple(y))
+    assert_same_bits(tuple(layer([part.tolist() for part in x])), tuple(y))
+    assert_same_bits(tuple(layer(tuple(x))), tuple(y))
+
+
+def test_lists_of_equal_lengths_and_of_nothing():
+    layer = cylstm.Linear(4, 6, rng=0)
+    x = normal(2, 3, 4)
+    assert layer(x.tolist()).shape == (2, 3, 6)  # NumPy's nested list
+    assert_same_bits(tuple(layer(list(x))), tuple(layer(x)))
+    assert layer(list(x[0])).shape == (3, 6)  # of vectors: rows of one matrix
+    y, tape = layer.forward([])
+    assert y == [] and layer.backward(tape, []) == []
+    assert layer([x, x[0]])[0].shape == (2, 3, 6)
+
+
+def test_bad_lists():
+    layer = cylstm.Linear(4, 6, rng=0)
+    good = np.ones((2, 4))
+    with pytest.raises(ValueError, match=r"^x\[1\]: expected shape \(\.\.\., 4\), got \(3, 5\)"):
+        layer([good, np.ones((3, 5))])
+    with pytest.raises(TypeError, match=r"^x\[1\]: expected real numbers, got dtype complex128"):
+        layer([good, np.ones((3, 4), complex)])
+    _, tape = layer.forward([good, good[:1]])
+    for wrong, message in [
+        (np.ones((3, 6)), "expected a list of 2 arrays, got ndarray"),
+        ([np.ones((2, 6))], "expected a list of 2 arrays, got 1"),
+        (None, "expected a list of 2 arrays, got NoneType"),
+    ]:
+        with pytest.raises(ValueError, match=f"^dy: {message}"):
+            layer.backward(tape, wrong)
+    with pytest.raises(ValueError, match=r"^dy\[1\]: expected shape \(1, 6\), got \(2, 6\)"):
+        layer.backward(tape, [np.ones((2, 6)), np.ones((2, 6))])
+    assert not layer.flat_grads.any()
+
+
+# Weights of an embedding
+
+
+def tied(bias=True, dtype="float64"):
+    embedding = cylstm.Embedding(11, 5, padding_idx=0, dtype=dtype, rng=0)
+    return embedding, cylstm.Linear(5, 11, bias=bias, tied_to=embedding, dtype=dtype, rng=1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_tied(bias):
+    embedding, linear = tied(bias)
+    assert linear.tied_to is embedding
+    assert list(linear.params) == ["bias"][:bias] and list(linear.state_dict()) == ["bias"][:bias]
+    ids, dy = np.array([3, 0, 3, 7]), normal(4, 11)
+
+    def outcome():
+        return linear(embedding(ids))
+
+    weight = embedding.params["weight"]
+    assert_close(outcome(), weight[ids] @ weight.T + linear.params.get("bias", 0.0), 1e-14)
+    y, tape = embedding.forward(ids)
+    z, linear_tape = linear.forward(y)
+    assert_same_bits(z, outcome())
+    embedding.backward(tape, linear.backward(linear_tape, dy))
+    both = [(m, m.flat_params.copy(), m.flat_grads.copy()) for m in (embedding, linear)]
+    # Only what is looked up at the padding index has no gradient; what W there does has one.
+    free = np.ones((11, 5))
+    move = [normal(flat.size, seed=5) for _, flat, _ in both]
+    move[0] = (move[0].reshape(11, 5) * free).ravel()
+
+    def along(step):
+        for (module, flat, _), direction in zip(both, move, strict=True):
+            module.assign(flat + step * direction)
+        looked_up = embedding(ids)
+        looked_up[ids == 0] = both[0][1].reshape(11, 5)[0]  # as if it were no parameter
+        return np.vdot(dy, linear(looked_up))
+
+    expected = sum(grads @ direction for (_, _, grads), direction in zip(both, move, strict=True))
+    np.testing.assert_allclose(slope(along), expected, rtol=1e-8)
+    assert np.abs(both[0][2].reshape(11, 5)[0]).min() > 0
+
+
+def test_tied_sees_and_trains_one_weight():
+    embedding, linear = tied()
+    x = normal(3, 5)
+    before = linear(x)
+    embedding.assign(2 * embedding.flat_params)
+    assert_close(linear(x) - linear.params["bias"], 2 * (before - linear.params["bias"]), 1e-14)
+    optimizer = cylstm.SGD([embedding, linear], 0.1)
+    assert sum(m.flat_params.size for m in optimizer.modules) == 11 * 5 + 11
+    linear.backward(linear.forward(x)[1], normal(3, 11))
+    expected = embedding.flat_params - 0.1 * embedding.flat_grads
+    optimizer.step()
+    assert_close(embedding.flat_params, expected, 1e-15)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda a: pickle.loads(pickle.dumps(a))])
+def test_tied_stay_tied_in_copies(how):
+    embedding, linear = how(tied())
+    assert linear.tied_to is embedding
+    x = normal(3, 5)
+    y = linear(x)
+    embedding.assign(3 * embedding.flat_params)
+    assert (linear(x) != y).any()
+    alone = how(linear)
+    assert_same_bits(alone(x), linear(x))
+    assert alone.tied_to is not embedding
+
+
+def test_tied_tape_remembers_the_weights():
+    embedding, linear = tied()
+    x, dy = normal(3, 5), normal(3, 11, seed=1)
+    _, tape = linear.forward(x)
+    expected = linear.backward(tape, dy)
+    embedding.assign(2 * embedding.flat_params)
+    assert_same_bits(linear.backward(tape, dy), expected)
+
+
+def test_bad_ties():
+    embedding = cylstm.Embedding(11, 5, rng=0)
+    for sizes, message in [
+        ((6, 11), "embedding_dim 6, got 5"),
+        ((5, 12), "num_embeddings 12, got 11"),
+    ]:
+        with pytest.raises(ValueError, match=f"^tied_to: expected {message}"):
+            cylstm.Linear(*sizes, tied_to=embedding)
+    with pytest.raises(TypeError, match=r"^tied_to: expected an Embedding, got Linear"):
+        cylstm.Linear(5, 11, tied_to=cylstm.Linear(5, 11))
+    with pytest.raises(ValueError, match=r"^dtype: expected that of tied_to, float32, got float64"):
+        cylstm.Linear(5, 11, tied_to=embedding, dtype="float64")

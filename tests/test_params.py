@@ -1,5 +1,6 @@
 """Storage of parameters: one way to change them, no way around it, copies that are independent."""
 
+import abc
 import contextlib
 import copy
 import operator
@@ -346,7 +347,25 @@ class Further(Own):
         self.notes = notes
 
 
-@pytest.mark.parametrize("kind", [Own, Further])
+class Mixin:
+    def __init__(self, *notes, tag="mixed"):
+        super().__init__(*notes)
+        self.tag = tag
+
+
+class Mixed(Mixin, Own):
+    pass
+
+
+class Lean(Own, abc.ABC):
+    __slots__ = ("slot",)
+
+    def __init__(self, note):
+        super().__init__(note)
+        self.slot = note
+
+
+@pytest.mark.parametrize("kind", [Own, Further, Mixed, Lean])
 def test_a_subclass_has_attributes_of_its_own(kind):
     module = kind("a")
     for name in ("before", "after", "declared", "known", "_private", *vars(module)):
@@ -382,6 +401,15 @@ def test_copies_keep_attributes_and_what_is_refused(how):
     twin.before = "c"
     with pytest.raises(AttributeError, match=r"^befor: "):
         twin.befor = 1
+
+
+@pytest.mark.parametrize("how", COPIES)
+def test_copies_of_other_subclasses(how):
+    mixed, lean = COPIES[how](Mixed("a", tag="b")), COPIES[how](Lean("a"))
+    assert (mixed.before, mixed.tag, lean.before, lean.slot) == ("a", "b", "a", "a")
+    for module in (mixed, lean):
+        with pytest.raises(AttributeError, match=r"^tagg: "):
+            module.tagg = 1
 
 
 def test_deep_copies_of_what_refers_to_itself():

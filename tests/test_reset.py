@@ -328,5 +328,5 @@ def test_refusals(cell):
             refused(ValueError, "return_", repr(return_), call, p.x, reset=right, return_=return_)
         rows = [p.x[:3, 0], p.x[:5, 1]]
         refused(ValueError, "reset", "ndarray", call, rows, reset=right)
-        refused(ValueError, "reset", "list", call, rows, reset=[right[:3, 0]])
+        refused(ValueError, "reset", "got 1", call, rows, reset=[right[:3, 0]])
         refused(ValueError, "reset", "(4,)", call, rows, reset=[right[:3, 0], right[:4, 0]])

@@ -11,7 +11,8 @@ from cylstm.threads import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.data import load_japanese_vowels
-    from cylstm.linear import Embedding, Linear
+    from cylstm.embedding import Embedding
+    from cylstm.linear import Linear
     from cylstm.losses import (
         binary_cross_entropy_with_logits,
         cross_entropy,
@@ -54,7 +55,8 @@ __all__ = [
 # What only training needs is imported when it is first used: inference starts sooner.
 _LATER = {
     "data": ["load_japanese_vowels"],
-    "linear": ["Embedding", "Linear"],
+    "embedding": ["Embedding"],
+    "linear": ["Linear"],
     "losses": [
         "binary_cross_entropy_with_logits",
         "cross_entropy",

@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FRACTION",
         help="exit with status 1 below this test accuracy, for example 0.97",
     )
-    commands.add_parser("info", help="print the configuration: instruction sets, threads, BLAS")
+    commands.add_parser("info", help="print the configuration: instruction sets, threads")
     return top
 
 

@@ -6,6 +6,7 @@ the place where each row starts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Batch:
         return_: Any, reset: Any = None,
     ) -> None:  # fmt: skip
         self.batch_first = batch_first
-        if type(x) is not np.ndarray and is_ragged(x):
+        if type(x) is not np.ndarray and is_ragged(x):  # a list, or a deque and the like
             self._read_ragged(x, size, dtype, lengths, mask)
         else:
             x = self._checked(x, size, dtype)
@@ -148,10 +149,8 @@ class Batch:
             self.segments = segments.of_padded(self._flags("reset", reset), read, self.lengths)
             return
         if not isinstance(reset, (list, tuple)) or len(reset) != self.rows:
-            raise ValueError(
-                f"reset: expected a list of {self.rows} arrays as x is one, "
-                f"got {type(reset).__name__}"
-            )
+            got = len(reset) if isinstance(reset, (list, tuple)) else type(reset).__name__
+            raise ValueError(f"reset: expected a list of {self.rows} arrays, got {got}")
         flags = [
             checks.booleans(f"reset[{i}]", part, (int(n),))
             for i, (part, n) in enumerate(zip(reset, self.lengths, strict=True))
@@ -229,9 +228,12 @@ class Batch:
         """Check a gradient of the output, laid out as y, and lay it out as inside."""
         if self.ragged and self.pick not in POOLED:
             if not isinstance(y, (list, tuple)) or len(y) != self.rows:
-                raise ValueError(f"{name}: expected a list of {self.rows} arrays, got {type(y)}")
+                got = len(y) if isinstance(y, (list, tuple)) else type(y).__name__
+                raise ValueError(f"{name}: expected a list of {self.rows} arrays, got {got}")
             parts = [
-                checks.shape(f"{name}[{i}]", checks.array(f"{name}[{i}]", part, dtype), (n, width))
+                checks.shape(
+                    f"{name}[{i}]", checks.array(f"{name}[{i}]", part, dtype), (int(n), width)
+                )
                 for i, (part, n) in enumerate(zip(y, self.y_lengths, strict=True))
             ]
             joined: Array = np.concatenate(parts or [np.empty((0, width), dtype)])[:, None]
@@ -264,7 +266,7 @@ def is_ragged(x: Any) -> bool:
 
     Nested lists of numbers that make an array are one, as everywhere in NumPy.
     """
-    if not isinstance(x, (list, tuple)):
+    if not isinstance(x, Sequence) or isinstance(x, (str, bytes)) or hasattr(x, "shape"):
         return False
     if checks.empty_list(x):
         return True

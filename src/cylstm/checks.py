@@ -176,6 +176,8 @@ def _what(value: Any, found: Array) -> str:
         return f"dtype {found.dtype}: pass its .astype('float32')"
     if found.dtype.kind == "O" and type(value) is not np.ndarray:
         return f"dtype object, from {type(value).__name__}"
+    if found.dtype.kind == "O" and any(isinstance(part, np.ndarray) for part in found.flat):
+        return "dtype object, an array of arrays: pass its .tolist()"
     return f"dtype {found.dtype}"
 
 

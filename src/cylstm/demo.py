@@ -74,7 +74,8 @@ class SpeakerNet:
 
     def logits(self, y: Array, lengths: Array) -> Array:
         """Logits (B, 9) of the layer's outputs (T, B, 128)."""
-        return self.head(y.sum(axis=0) / as_column(lengths))
+        logits: Array = self.head(y.sum(axis=0) / as_column(lengths))
+        return logits
 
     def accuracy(self, part: Utterances) -> float:
         """Fraction of the utterances whose speaker is named."""

@@ -77,7 +77,7 @@ def zeros(layer: Recurrent, which: str | Iterable[str] = "bias") -> None:
     layer : RNN, LSTM or GRU
     which : str or iterable of str, default "bias"
         What to change: "weight_ih", "weight_hh", "weight_hr" (projection), "weight_peephole",
-        "bias_ih", "bias_hh", or "bias" for both biases.
+        "bias_ih", "bias_hh", or "bias" for both of these. What the layer does not have is refused.
 
     Raises
     ------

@@ -1,34 +1,38 @@
-"""Layers around the recurrent ones: `Linear` after them, `Embedding` before them."""
+"""`Linear`: an affine map of the last axis, after a recurrent layer."""
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from cylstm import checks
-from cylstm.params import Array, Parameters
+from cylstm import activations, checks, ragged, threads
+from cylstm.embedding import Embedding
+from cylstm.kernels import dispatch, sequence
+from cylstm.params import Array, draw_uniform
+from cylstm.stored import Stored
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from cylstm.cells import Activation
     from cylstm.params import Rng
 
 
 class LinearTape(NamedTuple):
-    """What `Linear.backward` needs: the input, and the weights as they were."""
+    """What `Linear.backward` needs: the input, the weights as they were, and x W' + b."""
 
     x: Array
-    weight: Array
+    layout: ragged.Layout
+    weight: sequence.Snapshot
+    shape: tuple[int, int]
+    f: Activation | None
+    sums: Array | None
 
 
-class EmbeddingTape(NamedTuple):
-    """What `Embedding.backward` needs: the numbers of the rows looked up."""
-
-    ids: npt.NDArray[np.intp]
-
-
-class Linear(Parameters):
-    """Affine map of the last axis: y = x W' + b.
+class Linear(Stored):
+    """Affine map of the last axis, and an activation if wanted: y = f(x W' + b).
 
     Parameters are `weight` (out_features, in_features) and `bias` (out_features,), as in
     `torch.nn.Linear`, drawn like there from U(-k, k) with k = 1 / sqrt(in_features).
@@ -39,22 +43,47 @@ class Linear(Parameters):
         Sizes of the last axis of input and output, at least 1.
     bias : bool, default True
         Whether to add b.
+    activation : str or tuple, optional
+        f: one of the activations that the gates of recurrent layers have, by name, or a tuple of
+        the name, alpha and beta: "sigmoid", "tanh", "relu", "affine", "leakyrelu",
+        "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu", "softsign", "softplus",
+        "hard_sigmoid_keras2", "hard_sigmoid_keras3"; formulas and defaults are ONNX's. Default
+        none. At a kink the derivative is that of the flat side.
+    tied_to : Embedding, optional
+        Use the vectors of this layer as W, as language models do (Press & Wolf 2017): in_features
+        must be its embedding_dim, out_features its num_embeddings. `bias` is then the only
+        parameter of this layer. W is read from the embedding and its gradient added to
+        `tied_to.grads["weight"]`, so give an optimiser both modules. Pickled or copied together
+        they stay tied.
     dtype : {"float32", "float64"}, default "float32"
-        Type of parameters and outputs; inputs of other real types are cast to it.
+        Type of parameters and outputs; inputs of other real types are cast to it. That of
+        `tied_to`, if given.
     rng : None, int or numpy.random.Generator, default None
         Source of the initial parameters.
+
+    Attributes
+    ----------
+    in_features, out_features : int
+    bias : bool
+    activation : str, tuple or None
+    tied_to : Embedding or None
 
     Raises
     ------
     TypeError
-        A size is not an integer.
+        A size is not an integer, `bias` not a bool, `activation` not a name, or `tied_to` not an
+        `Embedding`.
     ValueError
-        A size is below 1, or `dtype` is neither float32 nor float64.
+        A size is below 1 or not that of `tied_to`, `activation` is unknown or has parameters that
+        it does not take, or `dtype` is neither float32 nor float64 or not that of `tied_to`.
 
     Notes
     -----
-    Products run in SciPy's BLAS, which is imported at the first call and uses its own threads.
-    Unlike in recurrent layers, the last bits of a row may depend on the number of rows beside it.
+    A row has the same bits alone and in any batch, at any place, for any number of threads and
+    with or without a tape, and so has the gradient of x; gradients of parameters are the same for
+    any number of threads. They may differ in the last bits between instruction sets. Numbers below
+    the normal range (1.2e-38 in float32) count as zero. Weights are used where they are; a call
+    during which another thread assigns new ones uses either the old or the new, all of them.
     """
 
     def __init__(
@@ -63,223 +92,179 @@ class Linear(Parameters):
         out_features: int,
         *,
         bias: bool = True,
+        activation: str | tuple[Any, ...] | None = None,
+        tied_to: Embedding | None = None,
         dtype: npt.DTypeLike = "float32",
         rng: Rng = None,
     ) -> None:
         self.in_features = checks.size("in_features", in_features)
         self.out_features = checks.size("out_features", out_features)
         self.bias = checks.flag("bias", bias)
-        shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
+        self.activation = activation
+        self._f = None if activation is None else activations.parse("activation", activation)
+        self.tied_to = tied_to
+        kind = checks.dtype(dtype)
+        if tied_to is not None:
+            self._check_tie(tied_to, kind)
+        generator = checks.generator("rng", rng)
+        shapes: dict[str, tuple[int, ...]] = {}
+        if tied_to is None:
+            shapes["weight"] = (self.out_features, self.in_features)
         if self.bias:
             shapes["bias"] = (self.out_features,)
-        super().__init__(shapes, checks.dtype(dtype))
+        super().__init__(shapes, kind)
         bound = self.in_features**-0.5
-        self.assign(checks.generator("rng", rng).uniform(-bound, bound, self.flat_params.size))
+        draw_uniform(generator, self._storage, -bound, bound)
 
-    def _changed(self) -> None:
-        self._frozen: dict[str, Array] = {}
+    def _check_tie(self, other: Any, dtype: np.dtype[Any]) -> None:
+        if not isinstance(other, Embedding):
+            raise TypeError(f"tied_to: expected an Embedding, got {type(other).__name__}")
+        for name, size in (
+            ("embedding_dim", self.in_features),
+            ("num_embeddings", self.out_features),
+        ):
+            if getattr(other, name) != size:
+                raise ValueError(f"tied_to: expected {name} {size}, got {getattr(other, name)}")
+        if other.dtype != dtype:
+            raise ValueError(f"dtype: expected that of tied_to, {other.dtype}, got {dtype}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out the copies, too."""
-        return super().__getstate__() | {"_frozen": {}}
+    @property
+    def _owner(self) -> Stored:
+        """The module whose parameter W is."""
+        return self if self.tied_to is None else self.tied_to
 
-    def _frozen_params(self) -> dict[str, Array]:
-        """Return copies that no `assign` changes, made once after each, for calls and tapes."""
-        frozen = self._frozen
-        if not frozen:
-            with self._lock:
-                frozen = self._frozen = self.state_dict()
-        return frozen
-
-    def __call__(self, x: npt.ArrayLike) -> Array:
-        """Output alone; see `forward`."""
-        return self.forward(x)[0]
-
-    def forward(self, x: npt.ArrayLike) -> tuple[Array, LinearTape]:
-        """Compute the output and keep what `backward` needs.
+    def __call__(self, x: npt.ArrayLike, *, num_threads: int | None = None) -> Any:
+        """Compute the output.
 
         Parameters
         ----------
-        x : array-like of shape (..., in_features)
-            Real numbers; any leading shape, empty ones included.
+        x : array-like of shape (..., in_features), or a list of such
+            Real numbers; any leading shape, empty ones included. In a list of arrays each element
+            is a sequence of its own.
+        num_threads : int, optional
+            At least 1. Default `cylstm.get_num_threads()`; small products run on one.
 
         Returns
         -------
-        y : ndarray of shape (..., out_features)
-        tape : LinearTape
-            Remembers the weights, so they may change in between. Refers to `x` where no copy
-            was needed: leave that unchanged until `backward`.
+        ndarray of shape (..., out_features), or a list of such
+            A list if `x` is one.
 
         Raises
         ------
         TypeError
-            `x` is not made of real numbers.
+            `x` is not made of real numbers, or `num_threads` not an integer.
         ValueError
-            The last axis of `x` is not `in_features` long.
+            The last axis of `x` is not `in_features` long, or `num_threads` is below 1.
         """
-        from cylstm.kernels.blas import gemm
+        return self._run(x, num_threads, False)[0]
 
-        x = checks.array("x", x, self.dtype)
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise ValueError(f"x: expected shape (..., {self.in_features}), got {x.shape}")
-        y = np.empty((*x.shape[:-1], self.out_features), self.dtype)
-        params = self._frozen_params()
-        if self.bias:
-            y[...] = params["bias"]
-        # y := x W' + b
-        gemm(_rows(x), params["weight"], _rows(y), transpose_b=True, beta=float(self.bias))
-        return y, LinearTape(x, params["weight"])
+    def forward(
+        self, x: npt.ArrayLike, *, num_threads: int | None = None
+    ) -> tuple[Any, LinearTape]:
+        """Compute the output and keep what `backward` needs.
 
-    def backward(self, tape: LinearTape, dy: npt.ArrayLike) -> Array:
+        Parameters
+        ----------
+        x : array-like of shape (..., in_features), or a list of such
+            Real numbers; any leading shape, empty ones included. In a list of arrays each element
+            is a sequence of its own.
+        num_threads : int, optional
+            At least 1. Default `cylstm.get_num_threads()`; small products run on one.
+
+        Returns
+        -------
+        y : ndarray of shape (..., out_features), or a list of such
+            A list if `x` is one.
+        tape : LinearTape
+            Remembers the weights, so they may change in between; they are copied when they do.
+            Refers to `x` where no copy was needed: leave that unchanged until `backward`. With an
+            activation it keeps x W' + b, too.
+
+        Raises
+        ------
+        TypeError
+            `x` is not made of real numbers, or `num_threads` not an integer.
+        ValueError
+            The last axis of `x` is not `in_features` long, or `num_threads` is below 1.
+        """
+        y, tape = self._run(x, num_threads, True)
+        assert tape is not None
+        return y, tape
+
+    def _run(self, x: Any, num_threads: int | None, taped: bool) -> tuple[Any, LinearTape | None]:
+        team = threads.number(num_threads)
+        rows, layout = ragged.matrix("x", x, self.in_features, self.dtype)
+        sums = np.empty((len(rows), self.out_features), self.dtype)
+        y = sums
+        if taped and self._f is not None:
+            y = np.empty_like(sums)  # the tape keeps what f is applied to
+        weight = self._owner._snapshot()
+        bias, start = weight, self.out_features * self.in_features
+        if self.tied_to is not None:
+            bias, start = self._snapshot(), 0
+        sequence.linear(
+            self._table, rows, weight, bias if self.bias else None, start, sums, y, self._f, team
+        )
+        if not taped:
+            return layout.outward(y), None
+        shape = self.out_features, self.in_features
+        tape = LinearTape(rows, layout, weight, shape, self._f, None if y is sums else sums)
+        return layout.outward(y), tape
+
+    @cached_property
+    def _table(self) -> Any:
+        """The kernels of this dtype."""
+        return dispatch.table(self.dtype.name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the kernels, too: those of another machine may differ."""
+        state = super().__getstate__()
+        state.pop("_table", None)
+        return state
+
+    def backward(
+        self, tape: LinearTape, dy: npt.ArrayLike, *, num_threads: int | None = None
+    ) -> Any:
         """Add the parameters' gradients to `grads` and return the input's.
 
         Parameters
         ----------
         tape : LinearTape
             From `forward`; may be used several times.
-        dy : array-like of shape (..., out_features)
-            Gradient of the loss with respect to the output.
+        dy : array-like of shape (..., out_features), or a list of such
+            Gradient of the loss with respect to the output, laid out like that.
+        num_threads : int, optional
+            At least 1. Default `cylstm.get_num_threads()`; small products run on one.
 
         Returns
         -------
-        ndarray of shape (..., in_features)
-            Gradient with respect to the input.
+        ndarray of shape (..., in_features), or a list of such
+            Gradient with respect to the input, laid out like that.
 
         Raises
         ------
         TypeError
-            `tape` is not a `LinearTape`, or `dy` is not made of real numbers.
+            `tape` is not a `LinearTape`, `dy` is not made of real numbers, or `num_threads` is not
+            an integer.
         ValueError
-            The shape of `dy` is not the output's, or the tape is that of another kind of layer.
-            `grads` is unchanged then.
+            The shape of `dy` is not the output's, the tape is that of another kind of layer, or
+            `num_threads` is below 1. `grads` is unchanged then.
         """
-        from cylstm.kernels.blas import gemm
-
         if not isinstance(tape, LinearTape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
-        x, weight = tape
-        expected = (self.out_features, self.in_features), self.dtype
-        if (weight.shape, weight.dtype) != expected:
-            raise ValueError(f"tape: expected weights {expected}, got {weight.shape, weight.dtype}")
-        dy = checks.array("dy", dy, self.dtype)
-        checks.shape("dy", dy, (*x.shape[:-1], self.out_features))
-        x_rows, dy_rows = _rows(x), _rows(dy)
-        dx = np.empty(x.shape, self.dtype)
-        # dx := dy W
-        gemm(dy_rows, weight, _rows(dx))
-        with self._lock:  # two threads adding at once would lose a gradient
-            # dW := dW + dy' x, db := db + sum over rows of dy
-            gemm(dy_rows, x_rows, self.grads["weight"], transpose_a=True, beta=1.0)
-            if self.bias:
-                self.grads["bias"] += dy_rows.sum(axis=0, dtype=np.float64)
-        return dx
-
-
-class Embedding(Parameters):
-    """Table of vectors, looked up by number.
-
-    The parameter is `weight` (num_embeddings, embedding_dim), as in `torch.nn.Embedding`, drawn
-    like there from N(0, 1).
-
-    Parameters
-    ----------
-    num_embeddings, embedding_dim : int
-        Number of vectors and length of each, at least 1.
-    dtype : {"float32", "float64"}, default "float32"
-        Type of the parameters and outputs.
-    rng : None, int or numpy.random.Generator, default None
-        Source of the initial parameters.
-
-    Raises
-    ------
-    TypeError
-        A size is not an integer.
-    ValueError
-        A size is below 1, or `dtype` is neither float32 nor float64.
-    """
-
-    def __init__(
-        self,
-        num_embeddings: int,
-        embedding_dim: int,
-        *,
-        dtype: npt.DTypeLike = "float32",
-        rng: Rng = None,
-    ) -> None:
-        self.num_embeddings = checks.size("num_embeddings", num_embeddings)
-        self.embedding_dim = checks.size("embedding_dim", embedding_dim)
-        shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
-        super().__init__(shapes, checks.dtype(dtype))
-        self.assign(checks.generator("rng", rng).normal(size=self.flat_params.size))
-
-    def __call__(self, ids: npt.ArrayLike) -> Array:
-        """Output alone; see `forward`."""
-        return self.forward(ids)[0]
-
-    def forward(self, ids: npt.ArrayLike) -> tuple[Array, EmbeddingTape]:
-        """Look up vectors and keep what `backward` needs.
-
-        Parameters
-        ----------
-        ids : array-like of shape (...)
-            Integers from 0 to num_embeddings - 1; negative ones do not count from the end.
-
-        Returns
-        -------
-        y : ndarray of shape (..., embedding_dim)
-        tape : EmbeddingTape
-
-        Raises
-        ------
-        TypeError
-            `ids` are not integers.
-        ValueError
-            An id is negative or too large.
-        """
-        ids = np.asarray(ids)
-        if ids.dtype.kind not in "iu":
-            raise TypeError(f"ids: expected integers, got dtype {ids.dtype}")
-        outside = (ids < 0) | (ids >= self.num_embeddings)
-        if outside.any():
-            raise ValueError(
-                f"ids: expected integers from 0 to {self.num_embeddings - 1}, got {ids[outside][0]}"
-            )
-        ids = ids.astype(np.intp)  # a copy: the caller may reuse his array before backward
-        return self.params["weight"].take(ids, axis=0), EmbeddingTape(ids)
-
-    def backward(self, tape: EmbeddingTape, dy: npt.ArrayLike) -> None:
-        """Add the gradients of the vectors looked up to `grads`.
-
-        Parameters
-        ----------
-        tape : EmbeddingTape
-            From `forward`; may be used several times.
-        dy : array-like of shape (..., embedding_dim)
-            Gradient of the loss with respect to the output.
-
-        Raises
-        ------
-        TypeError
-            `tape` is not an `EmbeddingTape`, or `dy` is not made of real numbers.
-        ValueError
-            The shape of `dy` is not the output's. `grads` is unchanged then.
-        """
-        if not isinstance(tape, EmbeddingTape):
-            raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
-        dy = checks.array("dy", dy, self.dtype)
-        checks.shape("dy", dy, (*tape.ids.shape, self.embedding_dim))
-        # Pairwise sums over equal ids side by side: exacter than numpy.add.at, and faster where
-        # ids repeat.
-        ids = tape.ids.ravel()
-        order = np.argsort(ids, kind="stable")
-        used, starts = np.unique(ids[order], return_index=True)
-        if used.size and used[-1] >= self.num_embeddings:
-            raise ValueError(f"tape: expected ids below {self.num_embeddings}, got {used[-1]}")
-        sums = np.add.reduceat(_rows(dy)[order], starts, axis=0)
-        with self._lock:  # two threads adding at once would lose a gradient
-            self.grads["weight"][used] += sums
-
-
-def _rows(array: Array) -> Array:
-    """Return the C-contiguous matrix of the array's last axis, a view if the array is that."""
-    return np.ascontiguousarray(array.reshape(-1, array.shape[-1]))
+        expected = (self.out_features, self.in_features), self.dtype, self._f
+        if (got := (tape.shape, tape.x.dtype, tape.f)) != expected:
+            raise ValueError(f"tape: expected weights, dtype, activation {expected}, got {got}")
+        team, table = threads.number(num_threads), self._table
+        dy_rows = tape.layout.inward("dy", dy, self.out_features, self.dtype)
+        if tape.f is not None and tape.sums is not None:
+            dy_rows = sequence.d_activation(table, tape.f, tape.sums, dy_rows)
+        dx = np.empty(tape.x.shape, self.dtype)
+        sequence.linear_dx(table, dy_rows, tape.weight, dx, team)
+        with self._owner._lock:  # two threads adding at once would lose a gradient
+            sequence.linear_dw(table, dy_rows, tape.x, self._owner.grads["weight"], team)
+        if self.bias:
+            db = dy_rows.sum(axis=0, dtype=np.float64)
+            with self._lock:
+                self.grads["bias"][...] += db
+        return tape.layout.outward(dx)

@@ -12,7 +12,7 @@ import math
 import os
 import weakref
 from _thread import RLock  # importing threading takes longer than the package
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,12 +43,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def draw_uniform(rng: np.random.Generator, into: Array, low: float, high: float) -> None:
-    """Fill a contiguous array with draws from U(low, high), rounded from float64, by blocks."""
+def draw(into: Array, sample: Callable[[int], Array]) -> None:
+    """Fill a contiguous array with so many draws at a time that another of its size is not made."""
     flat = into.reshape(-1)
     for start in range(0, flat.size, _BLOCK):
         block = flat[start : start + _BLOCK]
-        block[...] = rng.uniform(low, high, block.size)
+        block[...] = sample(block.size)
+
+
+def draw_uniform(rng: np.random.Generator, into: Array, low: float, high: float) -> None:
+    """Fill a contiguous array with draws from U(low, high), rounded from float64."""
+    draw(into, lambda size: rng.uniform(low, high, size))
 
 
 class LoadedKeys(NamedTuple):
@@ -122,10 +127,10 @@ class Parameters:
     def __init_subclass__(cls, **options: Any) -> None:
         """Note the constructor's options, and have it say when an instance is complete."""
         super().__init_subclass__(**options)
-        init = cls.__dict__.get("__init__")
-        if init is None:
+        init: Any = cls.__init__
+        if "__init__" not in vars(cls) and hasattr(init, "completes"):
             return
-        if _of_the_library(cls):
+        if _of_the_library(cls) and "__init__" in vars(cls):
             cls._signature = MappingProxyType(_arguments(init))
             cls._fixed = cls._fixed | cls._signature.keys()
 
@@ -138,6 +143,7 @@ class Parameters:
             elif cls is next(filter(_of_the_library, kind.__mro__)):
                 self._stage = 1
 
+        __init__.completes = True  # type: ignore[attr-defined]
         cls.__init__ = __init__  # type: ignore[method-assign]
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
@@ -315,8 +321,7 @@ class Parameters:
         else:
             changes.append((self._storage, self._as_values("values", values, self._storage.shape)))
         with self._changing():
-            for old, new in changes:
-                old[...] = new
+            self._write(changes)
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
@@ -327,6 +332,11 @@ class Parameters:
             finally:
                 self._version += 1
                 self._changed()
+
+    def _write(self, changes: list[tuple[Array, Array]]) -> None:
+        """Change the storage: write new values into views of it; called with the lock held."""
+        for old, new in changes:
+            old[...] = new
 
     def _as_values(self, name: str, value: Any, shape: tuple[int, ...]) -> Array:
         """Check values; they are copied where writing them could fail or change them."""
@@ -499,13 +509,17 @@ class Parameters:
         """Return everything of one moment but the gradients, the lock and the views."""
         derived = {"_lock", "_params", "_grads", "_grad_views", "_flat_params", "_flat_grads"}
         with self._lock:
-            state = {k: v for k, v in self.__dict__.copy().items() if k not in derived}
-            return state | {"_storage": self._storage.copy()}
+            state: Any = object.__getstate__(self)
+            if isinstance(state, tuple):  # of a subclass with slots
+                state = state[0] | state[1]
+            kept: dict[str, Any] = {k: v for k, v in state.items() if k not in derived}
+            return kept | {"_storage": self._storage.copy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Make a new lock, new views, and gradients of zero."""
-        self.__dict__.update(state)
-        self.__dict__["dtype"] = np.dtype(self.dtype.name)
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype.name))
         # joblib, dask and pickle protocol 5 may hand over arrays in read-only memory.
         self._storage = np.require(self._storage, requirements="W")
         self._make_views()

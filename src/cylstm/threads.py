@@ -95,22 +95,12 @@ def config() -> dict[str, Any]:
     -------
     dict
         ``version``, ``isa`` (in use), ``isa_built``, ``isa_usable``, ``num_threads``,
-        ``available_cpus``, ``openmp`` (bool), ``blas`` and the versions of Python, NumPy, SciPy.
+        ``available_cpus``, ``openmp`` (bool) and the versions of Python and NumPy.
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     import numpy as np
 
     import cylstm
 
-    try:
-        import scipy
-
-        scipy_version = version("scipy")
-        found = scipy.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        blas = f"{found['name']} {found['version']} through scipy.linalg.cython_blas"
-    except (ImportError, PackageNotFoundError):
-        scipy_version, blas = "not installed", "none (Linear needs SciPy)"
     return {
         "version": cylstm.__version__,
         "isa": dispatch.in_use(),
@@ -119,15 +109,13 @@ def config() -> dict[str, Any]:
         "num_threads": get_num_threads(),
         "available_cpus": available_cpus(),
         "openmp": sequence.OPENMP,
-        "blas": blas,
         "python": sys.version.split()[0],
         "numpy": np.__version__,
-        "scipy": scipy_version,
     }
 
 
 def show_config() -> None:
-    """Print version, instruction sets built, usable and in use, threads, OpenMP and BLAS."""
+    """Print version, instruction sets built, usable and in use, threads and OpenMP."""
     c = config()
     openmp = "yes" if c["openmp"] else "no: this is a serial build, every call runs on one thread"
     lines = {
@@ -137,9 +125,8 @@ def show_config() -> None:
         "  usable here": ", ".join(c["isa_usable"]),
         "threads": f"{c['num_threads']} (of {c['available_cpus']} available CPUs)",
         "OpenMP": openmp,
-        "BLAS": c["blas"],
         "Python": c["python"],
-        "NumPy, SciPy": f"{c['numpy']}, {c['scipy']}",
+        "NumPy": c["numpy"],
     }
     for name, value in lines.items():
         print(f"{name:16} {value}")

@@ -45,6 +45,28 @@ def test_embedding_is_pytorchs():
     assert_close(layer.grads["weight"], twin.weight.grad, 1e-12)
 
 
+@pytest.mark.parametrize("index", [None, 2, -1])
+def test_tied_layers_are_pytorchs(index):
+    embedding = cylstm.Embedding(7, 4, padding_idx=index, dtype="float64", rng=0)
+    linear = cylstm.Linear(4, 7, tied_to=embedding, dtype="float64", rng=1)
+    looked_up = torch.nn.Embedding(7, 4, padding_idx=index, dtype=torch.float64)
+    assert embedding.padding_idx == looked_up.padding_idx
+    twin = torch.nn.Linear(4, 7, dtype=torch.float64)
+    looked_up.load_state_dict({"weight": torch.tensor(embedding.params["weight"].copy())})
+    twin.weight = looked_up.weight
+    with torch.no_grad():
+        twin.bias.copy_(torch.tensor(linear.params["bias"].copy()))
+    ids, dy = torch.from_numpy(np.random.default_rng(0).integers(0, 7, (5, 3))), normal(5, 3, 7)
+    expected = twin(looked_up(ids))
+    expected.backward(torch.from_numpy(dy))
+    vectors, tape = embedding.forward(ids)  # a tensor will do
+    y, linear_tape = linear.forward(vectors)
+    embedding.backward(tape, linear.backward(linear_tape, dy))
+    assert_close(y, expected.detach(), 1e-12)
+    assert_close(embedding.grads["weight"], twin.weight.grad, 1e-12)
+    assert_close(linear.grads["bias"], twin.bias.grad, 1e-12)
+
+
 @pytest.mark.parametrize(("make", "name", "options"), CASES)
 def test_pytorchs_formulas(make, name, options):
     modules = Linear(3, 5, dtype="float64", rng=0), Linear(5, 2, dtype="float64", rng=1)

@@ -41,10 +41,12 @@ static inline void chaos_wait(double seconds) {
 }
 
 static void chaos_handover(int point) {
-    const uint64_t seed = atomic_load(&chaos_seed);
-    atomic_fetch_add(&chaos_counts[point], 1);
+    /* Relaxed, all of it: it must not order what it is to disorder. */
+    const uint64_t seed = atomic_load_explicit(&chaos_seed, memory_order_relaxed);
+    atomic_fetch_add_explicit(&chaos_counts[point], 1, memory_order_relaxed);
     if (seed == 0) return;
-    if (chaos_thread == 0) chaos_thread = atomic_fetch_add(&chaos_threads, 1) + 1;
+    if (chaos_thread == 0)
+        chaos_thread = atomic_fetch_add_explicit(&chaos_threads, 1, memory_order_relaxed) + 1;
     if (chaos_last != seed) chaos_times = 0;
     chaos_last = seed;
     /* A seed favours some points, so that each of them is the slowest at times. */
@@ -57,9 +59,13 @@ static void chaos_handover(int point) {
     else if (dice < often / 2) chaos_wait(100e-6 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often) sched_yield();
 }
-static inline void chaos(uint64_t seed) { atomic_store(&chaos_seed, seed); }
+static inline void chaos(uint64_t seed) {
+    atomic_store_explicit(&chaos_seed, seed, memory_order_relaxed);
+}
 static inline const char *chaos_name(int point) { return chaos_names[point]; }
-static inline long chaos_count(int point) { return (long)atomic_load(&chaos_counts[point]); }
+static inline long chaos_count(int point) {
+    return (long)atomic_load_explicit(&chaos_counts[point], memory_order_relaxed);
+}
 #define HANDOVER(point) chaos_handover(CHAOS_##point)
 #else
 enum { HAS_CHAOS = 0, CHAOS_POINTS = 0 };

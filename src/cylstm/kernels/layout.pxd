@@ -34,6 +34,9 @@ cdef extern from "activations.h":
         double alpha
         double beta
 
+cdef extern from "dense.h":
+    enum: PANEL, PACKED_ROWS, TERM_BYTES
+
 ctypedef struct Weights:
     # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o (coupled: i, g, o);
     # RNN its one; GRU n, r, z in input weights and r, z, n in recurrent ones, so that each product
@@ -178,6 +181,27 @@ ctypedef struct Part:
     void *masked            # (row1 - row0, out_blocks * lanes) h times its mask, and back
     void *lines             # norm: room for 3 rows of blocks
 
+ctypedef struct Dense:
+    # A product of matrices as they are stored; strides in elements. Two forms: x w' + bias, both
+    # with their terms side by side, then f; and x w, whose outputs lie side by side as in w.
+    Py_ssize_t rows
+    Py_ssize_t depth        # number of terms, at least 1
+    Py_ssize_t outputs
+    const void *x           # (rows, depth)
+    Py_ssize_t x_row
+    Py_ssize_t x_step       # from term to term; 1 in the first form
+    const void *w           # (outputs, depth); (depth, outputs)
+    Py_ssize_t w_row
+    const void *bias        # (outputs) or NULL, first form
+    bint add                # second form: to what is in `sums`
+    void *sums              # OUT (rows, outputs); may be y
+    void *y                 # OUT (rows, outputs), f of `sums`; NULL: none
+    Activation f
+    # Units that threads claim: so many rows by so many outputs
+    Py_ssize_t unit_rows
+    Py_ssize_t panel
+    Py_ssize_t panels       # ceil(outputs / panel)
+
 ctypedef struct Level:
     Py_ssize_t lanes
     Py_ssize_t itemsize
@@ -202,3 +226,7 @@ ctypedef struct Level:
                            Py_ssize_t entry1) noexcept nogil
     void (*activation)(const Activation *act, const void *x, void *y,
                        Py_ssize_t n) noexcept nogil
+    void (*d_activation)(const Activation *act, const void *x, const void *dy, void *dx,
+                         Py_ssize_t n) noexcept nogil
+    void (*dense)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil
+    void (*multiply)(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil

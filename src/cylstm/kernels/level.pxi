@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB, Activation,
-    Level, Norm, Part, Sequence,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, RNN,
+    SLAB, TERM_BYTES, Activation, Dense, Level, Norm, Part, Sequence,
 )
 
 cdef extern from "simd.h" nogil:
@@ -53,17 +53,53 @@ cdef extern from "tile.h" nogil:
                            Py_ssize_t depth)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
 
+cdef extern from "dense.h" nogil:
+    enum: OUTPUTS, ROW_OUTPUTS, TILE_ROWS
+    ctypedef struct Dots:
+        Py_ssize_t depth
+        const vec *x
+        const real *w
+        Py_ssize_t w_row
+        Py_ssize_t w_step
+        Py_ssize_t outputs
+        const real *start
+        real *y
+        Py_ssize_t y_row
+        const real *ahead
+        Py_ssize_t aheads
+    ctypedef struct PackedRows:
+        vec *at
+    ctypedef struct TileOutputs:
+        vec *at
+    void run_dots(Py_ssize_t rows, const Dots *dots)
+    void pack_rows(Py_ssize_t rows, const real *a, Py_ssize_t a_row, Py_ssize_t depth,
+                   Py_ssize_t width, vec *packed)
+
 include "packing.pxi"
 include "states.pxi"
 include "cells.pxi"
 include "products.pxi"
 include "norms.pxi"
+include "dense.pxi"
 
 cdef void activation(const Activation *act, const void *x, void *y, Py_ssize_t n) noexcept nogil:
-    """y = f(x), for tests of the functions the cells use."""
+    """y = f(x); x and y may be one array."""
     cdef Py_ssize_t i = 0
     while i < n:
         vstore_part(<real *>y + i, activate(act, vload_part(<real *>x + i, n - i)), n - i)
+        i += LANES
+
+
+cdef void d_activation(
+    const Activation *act, const void *x, const void *dy, void *dx, Py_ssize_t n
+) noexcept nogil:
+    """Gradient of x from that of f(x)."""
+    cdef Py_ssize_t i = 0
+    cdef vec v
+    while i < n:
+        v = vload_part(<const real *>x + i, n - i)
+        v = d_activate(act, v, activate(act, v), vload_part(<const real *>dy + i, n - i))
+        vstore_part(<real *>dx + i, v, n - i)
         i += LANES
 
 
@@ -82,5 +118,8 @@ level.copy_rows = copy_rows
 level.weight_gradient = weight_gradient
 level.input_gradient = input_gradient
 level.activation = activation
+level.d_activation = d_activation
+level.dense = dense
+level.multiply = multiply
 
 table = PyCapsule_New(&level, "cylstm.Level", NULL)

@@ -53,15 +53,17 @@ static inline void fp_restore(FpMode before) {
 static inline int cpu_has_avx2(void) { return 0; }
 static inline int cpu_has_avx512(void) { return 0; }
 static inline int cpu_has_neon(void) { return 1; }
-typedef uint64_t FpMode;
+typedef uint64_t FpMode; /* the mode in the lower half, the sticky exception flags in the upper one */
 static inline FpMode fp_flush(void) {
-    FpMode before;
-    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before));
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before | (1u << 24)));
-    return before;
+    FpMode mode, flags;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(mode));
+    __asm__ __volatile__("mrs %0, fpsr" : "=r"(flags));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(mode | (1u << 24)));
+    return mode | flags << 32;
 }
 static inline void fp_restore(FpMode before) {
-    __asm__ __volatile__("msr fpcr, %0" : : "r"(before));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(before & UINT32_MAX));
+    __asm__ __volatile__("msr fpsr, %0" : : "r"(before >> 32));
 }
 #else
 #define CPU_PAUSE() ((void)0)

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any, Final, final
 
+import numpy as np
 import numpy.typing as npt
 
 from cylstm.cells import Cell, Extras
@@ -96,4 +97,41 @@ def workspace(
 ) -> tuple[int, int, int]: ...
 def activation(
     table: object, kind: tuple[str, float, float], x: npt.NDArray[Any]
+) -> npt.NDArray[Any]: ...
+
+@final
+class Storage:
+    def __init__(self, values: npt.NDArray[Any]) -> None: ...
+    def snapshot(self) -> Snapshot: ...
+    def write(self, changes: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None: ...
+
+@final
+class Snapshot:
+    def copy(self) -> npt.NDArray[Any]: ...
+    def lookup(self, ids: npt.NDArray[np.intp], y: npt.NDArray[Any]) -> None: ...
+
+def snapshot_of(values: npt.NDArray[Any]) -> Snapshot: ...
+def linear(
+    table: object,
+    x: npt.NDArray[Any],
+    weight: Snapshot,
+    bias: Snapshot | None,
+    bias_at: int,
+    sums: npt.NDArray[Any],
+    y: npt.NDArray[Any] | None,
+    f: tuple[str, float, float] | None,
+    threads: int,
+) -> None: ...
+def linear_dx(
+    table: object, dy: npt.NDArray[Any], weight: Snapshot, dx: npt.NDArray[Any], threads: int
+) -> None: ...
+def linear_dw(
+    table: object,
+    dy: npt.NDArray[Any],
+    x: npt.NDArray[Any],
+    dw: npt.NDArray[Any],
+    threads: int,
+) -> None: ...
+def d_activation(
+    table: object, f: tuple[str, float, float], x: npt.NDArray[Any], dy: npt.NDArray[Any]
 ) -> npt.NDArray[Any]: ...

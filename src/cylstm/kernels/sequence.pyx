@@ -14,8 +14,8 @@ from cpython.pycapsule cimport (
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, RNN, SLAB,
-    Activation, Level, Part, Sequence, Weights,
+    ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL,
+    RNN, SLAB, TERM_BYTES, Activation, Dense, Level, Part, Sequence, Weights,
 )
 
 cnp.import_array()
@@ -58,6 +58,7 @@ cdef extern from "team.h" nogil:
     void cancel(Job *job)
     bint all_left(Job *job)
     bint dismiss(Job *job)
+    void do_together(Job *job, Py_ssize_t helpers)
     void *job_reap()
     void pause_or_yield(Py_ssize_t spins)
     ctypedef struct Flag:
@@ -491,6 +492,7 @@ cdef int run_backward(Call call, int threads) except -1:
 
 
 include "stack.pxi"
+include "linear.pxi"
 
 
 def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,

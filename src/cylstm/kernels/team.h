@@ -366,6 +366,16 @@ static inline int dismiss(Job *job) {
     return 0;
 }
 
+/* All of a short job: its leader waits for every helper that has begun. */
+static inline void do_together(Job *job, ptrdiff_t helpers) {
+    job_begin(job, NULL);
+    hire(job, helpers);
+    job->work(job, 0);
+    cancel(job);
+    for (ptrdiff_t spins = 0; !all_left(job); spins++) pause_or_yield(spins);
+    dismiss(job);
+}
+
 /* An owner whose abandoned job no helper is at any more, off the list, or NULL. */
 static inline void *job_reap(void) {
     void *owner = NULL;

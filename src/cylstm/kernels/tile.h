@@ -94,12 +94,17 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
     }
 }
 
-/* Every shape in use, X(rows, gates, unit blocks). With 32 registers a tile has up to 24
- * accumulators, with 16 up to 12; one row takes several unit blocks at once to hide FMA latency. */
-#if defined(__AVX512F__) || defined(__aarch64__)
+/* Every shape in use, X(rows, gates, unit blocks). With 16 registers a tile has up to 12
+ * accumulators; with 32 up to 24 where a factor comes straight from memory (AVX-512), and up to 21
+ * where all are in registers (AArch64). One row takes several unit blocks to hide FMA latency. */
+#if defined(__AVX512F__)
 enum { ROWS_BY_4 = 6, ROWS_BY_3 = 8 };
 #define UP_TO_BY_4(X, G, U) X(1, G, U) X(2, G, U) X(3, G, U) X(4, G, U) X(5, G, U) X(6, G, U)
 #define UP_TO_BY_3(X, G, U) UP_TO_BY_4(X, G, U) X(7, G, U) X(8, G, U)
+#elif defined(__aarch64__)
+enum { ROWS_BY_4 = 5, ROWS_BY_3 = 7 };
+#define UP_TO_BY_4(X, G, U) X(1, G, U) X(2, G, U) X(3, G, U) X(4, G, U) X(5, G, U)
+#define UP_TO_BY_3(X, G, U) UP_TO_BY_4(X, G, U) X(6, G, U) X(7, G, U)
 #else
 enum { ROWS_BY_4 = 3, ROWS_BY_3 = 4 };
 #define UP_TO_BY_4(X, G, U) X(1, G, U) X(2, G, U) X(3, G, U)

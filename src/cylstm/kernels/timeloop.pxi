@@ -12,9 +12,10 @@
 # have to write what is kept (the tape, gradients), the first to notice says so, the leader goes on
 # alone once all have come, and for a while calls stay on one thread.
 #
-# A long run pauses ten times a second: its leader says so at the start of a chunk, all threads
-# leave at its end, the leader lets Python's signal handlers run, and hires again. So nobody is in
-# the job when a handler raises, forks or calls the layer. team.h has the protocol.
+# A long run pauses ten times a second: its leader says so at the start of a chunk or while it waits
+# for others to finish, all threads leave at the end of theirs, the leader lets Python's signal
+# handlers run, and hires again. So nobody is in the job when a handler raises, forks or calls the
+# layer. team.h has the protocol.
 
 cdef enum:
     NEVER = 0x7fffffffffffffff

@@ -1,0 +1,168 @@
+# Dense products: which tiles a unit consists of, and in which order they meet the caches.
+
+cdef void dense(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
+    """One unit of f(x w' + bias); `panel` is room for TERM_BYTES of its weights, on a cache line."""
+    cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
+    cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
+    cdef Py_ssize_t k = 0, r, first = row0 * d.outputs + o0
+    while k < d.depth:
+        add_terms_of(d, row0, rows, o0, outputs, k, <vec *>panel)
+        k += TERM_BYTES // sizeof(real)
+    if d.y == NULL:
+        return
+    for r in range(rows):
+        activation(&d.f, <real *>d.sums + first + r * d.outputs,
+                   <real *>d.y + first + r * d.outputs, outputs)
+
+
+cdef void add_terms_of(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
+    Py_ssize_t k, vec *panel,
+) noexcept nogil:
+    """The next terms, from k on, of a unit's sums."""
+    cdef PackedRows x
+    cdef const real *w = <const real *>d.w + o0 * d.w_row + k
+    cdef Py_ssize_t depth = min(d.depth - k, TERM_BYTES // <Py_ssize_t>sizeof(real))
+    cdef Py_ssize_t vectors = (depth + LANES - 1) // LANES, most = ROW_OUTPUTS, o = 0
+    # As equal as possible: a tile of few rows reads weights that it hardly uses.
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, next_row
+    cdef Dots dots
+    if rows > 1:
+        most = OUTPUTS
+    dots.y_row, dots.ahead, dots.aheads = d.outputs, NULL, 0
+    if rows >= PACKED_ROWS:
+        # Weights in the second-level cache, and a tile's rows in the first.
+        while o < outputs:
+            pack_rows(min(OUTPUTS, outputs - o), w + o * d.w_row, d.w_row, depth, OUTPUTS,
+                      panel + o * vectors)
+            o += OUTPUTS
+        dots.depth, dots.w_row, dots.w_step = vectors * LANES, LANES, OUTPUTS * LANES
+        for tile in range(tiles):
+            dots.x = x.at
+            pack_tile(d, row0, rows, tile, tiles, k, depth, x.at)
+            o, next_row = 0, rows * (tile + 1) // tiles
+            while o < outputs:
+                # Meanwhile the next rows come from wherever they are, one by one.
+                dots.ahead = <const real *>d.x + (row0 + next_row) * d.x_row + k
+                dots.aheads = next_row < rows * (tile + 2) // tiles and next_row < rows
+                next_row += 1
+                dots.w, dots.outputs = <real *>(panel + o * vectors), min(OUTPUTS, outputs - o)
+                run_tile_of(d, row0, rows, tile, tiles, o0 + o, k, &dots)
+                o += OUTPUTS
+        return
+    # All rows in the second-level cache, and a tile's weights in the first.
+    for tile in range(tiles):
+        pack_tile(d, row0, rows, tile, tiles, k, depth, panel + rows * tile // tiles * vectors)
+    dots.depth, dots.w_row, dots.w_step = depth, d.w_row, LANES
+    if rows > 1:
+        dots.aheads = (OUTPUTS + tiles - 1) // tiles
+    while o < outputs:
+        dots.w, dots.outputs = w + o * d.w_row, min(most, outputs - o)
+        for tile in range(tiles):
+            dots.x = panel + rows * tile // tiles * vectors
+            dots.ahead = dots.w + (OUTPUTS + tile * dots.aheads % OUTPUTS) * d.w_row
+            run_tile_of(d, row0, rows, tile, tiles, o0 + o, k, &dots)
+        o += most
+
+
+cdef inline void pack_tile(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t tile, Py_ssize_t tiles,
+    Py_ssize_t k, Py_ssize_t depth, vec *packed,
+) noexcept nogil:
+    """The next terms of the rows of a tile."""
+    cdef Py_ssize_t row = rows * tile // tiles, count = rows * (tile + 1) // tiles - row
+    pack_rows(count, <const real *>d.x + (row0 + row) * d.x_row + k, d.x_row, depth, count, packed)
+
+
+cdef inline void run_tile_of(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t tile, Py_ssize_t tiles,
+    Py_ssize_t o, Py_ssize_t k, Dots *dots,
+) noexcept nogil:
+    """Add terms of a tile to the outputs from o on."""
+    cdef Py_ssize_t row = rows * tile // tiles, count = rows * (tile + 1) // tiles - row
+    dots.y = <real *>d.sums + (row0 + row) * d.outputs + o
+    dots.start = NULL
+    if k == 0:
+        dots.start = zeros if d.bias == NULL else <const real *>d.bias + o
+    run_dots(count, dots)
+
+
+cdef void multiply(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
+    """One unit of x w, by the register tile; `panel` is room for PANEL rows of its part of w."""
+    cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
+    cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end, k = 0, depth
+    cdef PackedRows x
+    while k < d.depth:
+        depth = min(PANEL, d.depth - k)
+        pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, <vec *>panel)
+        for tile in range(tiles):
+            row, end = row0 + rows * tile // tiles, row0 + rows * (tile + 1) // tiles
+            pack_terms(d, row, end - row, k, depth, <real *>x.at)
+            multiply_tile(d, row, end - row, o0, outputs, k, depth, <const real *>x.at,
+                          <const vec *>panel)
+        k += PANEL
+
+
+cdef void pack_outputs(const real *w, Py_ssize_t w_row, Py_ssize_t depth, Py_ssize_t outputs,
+                       vec *panel) noexcept nogil:
+    """Vectors that a tile takes together side by side, term by term, zero beyond the outputs."""
+    cdef Py_ssize_t k, v, vectors = (outputs + LANES - 1) // LANES, first, width
+    for k in range(depth):
+        for v in range(vectors):
+            first = v // OUTPUTS * OUTPUTS
+            width = min(OUTPUTS, vectors - first)
+            panel[first * depth + k * width + v - first] = vload_part(
+                w + k * w_row + v * LANES, outputs - v * LANES)
+
+
+cdef void pack_terms(const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t k0,
+                     Py_ssize_t depth, real *packed) noexcept nogil:
+    """Rows of x side by side, term by term."""
+    cdef const real *x = <const real *>d.x + row * d.x_row + k0 * d.x_step
+    cdef Py_ssize_t k, r
+    for k in range(depth):
+        for r in range(rows):
+            packed[k * rows + r] = x[r * d.x_row + k * d.x_step]
+
+
+cdef void multiply_tile(
+    const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
+    Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *panel,
+) noexcept nogil:
+    """The next terms of a few rows."""
+    cdef Py_ssize_t vectors = (outputs + LANES - 1) // LANES, v = 0, r, part, width
+    cdef const real *rows_of_x[8]
+    cdef real *out[8]
+    cdef TileOutputs last
+    cdef Tile t
+    cdef real *sums
+    t.depth, t.a, t.a_step, t.w_block = depth, rows_of_x, rows, LANES
+    t.out, t.out_start, t.out_block, t.out_far = out, 0, LANES, False
+    t.init, t.init_block = NULL, LANES
+    if k == 0 and not d.add:
+        t.init = zeros
+    for r in range(rows):
+        rows_of_x[r] = x + r
+    while v < vectors:
+        width = min(OUTPUTS, vectors - v)
+        part = outputs - (v + width - 1) * LANES    # of its last vector
+        t.w, t.w_step = <const real *>(panel + v * depth), width * LANES
+        for r in range(rows):
+            sums = <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES
+            out[r] = sums
+            if part < LANES:
+                out[r] = <real *>(last.at + r * OUTPUTS)
+                copy_part(sums, out[r], width, part)
+        run_tile(rows, 1, width, &t)
+        if part < LANES:
+            for r in range(rows):
+                copy_part(out[r], <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES, width,
+                          part)
+        v += OUTPUTS
+
+
+cdef inline void copy_part(const real *source, real *into, Py_ssize_t vectors,
+                           Py_ssize_t part) noexcept nogil:
+    """Vectors, of the last of which only a part is there."""
+    memcpy(into, source, ((vectors - 1) * LANES + part) * sizeof(real))

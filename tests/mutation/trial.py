@@ -1,0 +1,163 @@
+"""Build a copy of the tree with a mutant in it and run the tests, in a forked process."""
+
+import contextlib
+import os
+import platform
+import re
+import resource
+import runpy
+import shutil
+import signal
+import sys
+import time
+import traceback
+from multiprocessing import get_context
+from pathlib import Path
+
+# What a build and a run of pytest import: the processes forked below have it already.
+import Cython.Build
+import Cython.Compiler.ModuleNode
+import Cython.Compiler.Optimize
+import Cython.Compiler.ParseTreeTransforms  # noqa: F401
+import hypothesis  # noqa: F401
+import pytest
+import setuptools.command.build_ext  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+KERNELS = Path("src", "cylstm", "kernels")
+LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
+# One instruction set, and float64 alone except for what differs between the two.
+REALS = ("f64", "f32")
+BOTH_REALS = {"simd.h"}
+BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
+MEMORY = 8 << 30
+# Exit statuses: 0 to 2 are pytest's own, for tests that pass, fail, or cannot be collected.
+PASSED, FAILED, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 97, 98, 99
+
+
+def modules(file):
+    """The compiled modules, without those of float32, that a source file is part of."""
+    path = Path(file)
+    if path.suffix == ".py":
+        return []
+    names = [f"level_{LEVEL}_{real}" for real in REALS[: 1 + (path.name in BOTH_REALS)]]
+    units = [*names, *(p.stem for p in (ROOT / KERNELS).glob("*.pyx") if "level_" not in p.name)]
+    return [unit for unit in units if path.name in included(f"{unit}.pyx")]
+
+
+def included(name):
+    """The names of a source file and of all that it includes."""
+    found = {name}
+    text = (ROOT / KERNELS / name).read_text()
+    for inner in re.findall(
+        r'^(?:#include|include|cdef extern from) "([^"]+)"', text, re.MULTILINE
+    ):
+        if (ROOT / KERNELS / inner).exists():
+            found |= included(inner)
+    return found
+
+
+def copy_of_the_tree(folder):
+    unbuilt = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=unbuilt)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+
+
+def build():
+    """Compile what is out of date in the current folder; whether that was possible."""
+    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O0"}
+    sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
+    try:
+        runpy.run_path("setup.py")
+    except BaseException:  # Cython, the compiler or setuptools, each with its own
+        traceback.print_exc()
+        return False
+    return True
+
+
+def build_base(folder):
+    copy_of_the_tree(folder)
+    os.chdir(folder)
+    if not build():
+        return NOT_BUILT
+    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:
+        # In copies it stays up to date, whatever setup.py says it depends on.
+        os.utime(built, (time.time() + 3600,) * 2)
+    return PASSED
+
+
+class TimeLimit:
+    """A plugin of pytest: the process ends where a test takes too long, whatever it waits for."""
+
+    def pytest_runtest_setup(self):
+        signal.alarm(TEST_SECONDS)
+
+
+def run_tests(folder, tests, words=""):
+    """Run test files, and of those what `words` select, until one test fails."""
+    os.chdir(folder)
+    os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    sys.path.insert(0, os.path.abspath("src"))
+    sys.dont_write_bytecode = True
+    parts = [name.partition("::") for name in tests]
+    paths = [f"{ROOT}/tests/test_{file}.py{colons}{test}" for file, colons, test in parts]
+    options = ["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", words]
+    return pytest.main([*options, *paths], plugins=[TimeLimit()])
+
+
+def try_mutant(base, folder, mutant, tests):
+    """Exit status of the tests; NOT_BUILT, or UNCHANGED where a mutant compiles to the same."""
+    shutil.copytree(base, folder)
+    os.chdir(folder)
+    path = Path("src", "cylstm", mutant.file)
+    path.write_text(mutant.text)
+    if path.suffix == ".py":
+        try:
+            compile(mutant.text, path.name, "exec")
+        except SyntaxError:
+            return NOT_BUILT
+        return run_tests(folder, tests)
+    # What C includes does not change what Cython makes.
+    kinds = (".so",) if path.suffix == ".h" else (".so", ".c")
+    touched = modules(mutant.file)
+    for built in [b for unit in touched for b in folder.rglob(f"{unit}.*") if b.suffix in kinds]:
+        built.unlink()
+    if not build():
+        return NOT_BUILT
+    libraries = [p for unit in touched for p in KERNELS.glob(f"{unit}.*.so")]
+    if all(p.read_bytes() == (base / p).read_bytes() for p in libraries):
+        return UNCHANGED
+    return run_tests(folder, tests, "" if path.name in BOTH_REALS else "not float32")
+
+
+def started(log, work, *arguments):
+    """A process forked to do some work, which returns its exit status."""
+
+    def body():
+        os.setsid()
+        signal.alarm(BUILD_SECONDS)
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        try:
+            status = work(*arguments)
+        except BaseException:
+            traceback.print_exc()
+            status = BROKEN
+        sys.stdout.flush()
+        os._exit(status)
+
+    process = get_context("fork").Process(target=body)
+    process.start()
+    return process
+
+
+def ended(process):
+    """Wait for a process, end what it left running, and return its exit status."""
+    process.join()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.exitcode
