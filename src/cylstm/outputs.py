@@ -41,7 +41,7 @@ def place(layer: Recurrent, out: Array | None, batch: Batch, taped: bool) -> Arr
 
 
 def blank(layer: Recurrent, depth: int, batch: Batch, inside: Array | None) -> Array | None:
-    """Zeros where the kernels leave out steps between those of segments, which they never clear."""
+    """Zeros for the steps between segments, to which the kernels never write."""
     if batch.segments is None or not batch.padded:
         return inside
     if inside is None:

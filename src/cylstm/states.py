@@ -104,7 +104,7 @@ def _hint(
         step = "(B, 1, I)" if layer.batch_first else "(1, B, I)"
         return f"; x of shape (T, I) is T steps of one row: a step of B rows has shape {step}"
     if found == (shape[1], shape[0], shape[2]):
-        return "; the rows of a state are its second axis, with batch_first, too"
+        return "; the rows of a state are its second axis, also with batch_first"
     return batch.turned_hint(found[1:2])
 
 

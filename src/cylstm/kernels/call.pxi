@@ -290,7 +290,7 @@ cdef class Call:
                         time[first[self.length[b] - 1 - n if reverse else n] + b] = t
                     n += 1
             if n != self.length[b]:
-                raise ValueError(f"lengths: expected those of mask, {n}, got {self.length[b]}")
+                raise ValueError(f"lengths: expected {n}, as the mask says, got {self.length[b]}")
         return time
 
     cdef Py_ssize_t stride(self, Py_ssize_t d, View *view) noexcept:

@@ -71,7 +71,7 @@ ctypedef struct Member:
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
-    """Where the share of one of `size` threads begins."""
+    """First of the elements that one of `size` threads gets of n."""
     return n * rank // size
 
 
@@ -518,7 +518,7 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
     run.patience = PATIENCE + 1e-10 * call.work() / max(1, s.steps)
-    # Not in windows of a call: who was left behind in one may still be there in the next.
+    # Not in windows of a call: a helper left behind in one may still be there in the next.
     run.private = (run.groups == 0 and run.directions == 1 and not call.taped
                    and s.pick == ALL and threads > 1 and call.window == 0)
     if run.private:
