@@ -1,7 +1,7 @@
 # Dense products: which tiles a unit consists of, and in which order they meet the caches.
 
 cdef void dense(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
-    """One unit of f(x w' + bias); `panel` has room for TERM_BYTES of its weights, aligned."""
+    """One unit of f(x w' + bias); `panel` is room for TERM_BYTES of its weights, cache-aligned."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
     cdef Py_ssize_t k = 0, r, first = row0 * d.outputs + o0
