@@ -57,7 +57,7 @@ def test_initial_values(cell, dtype):
     first, second = (LAYERS[cell](30, 64, 2, dtype=dtype, rng=rng) for _ in range(2))
     assert_same_bits(first.flat_params, layer.flat_params)
     for other in (second, *(LAYERS[cell](30, 64, 2, dtype=dtype) for _ in range(2))):
-        assert np.all(other.flat_params != layer.flat_params)
+        assert np.mean(other.flat_params != layer.flat_params) > 0.99  # float32 may draw one twice
 
 
 def test_forget_bias_is_added_to_the_forget_gate():

@@ -1,18 +1,13 @@
-"""The examples of the README and of docs/ run as they stand."""
+"""The examples of the README and of docs/ run as they stand, and links lead somewhere."""
 
 import re
-from pathlib import Path
 
 import pytest
 from helpers import run_python
+from snippets import PACKAGES, PAGES, ROOT, anchors, blocks, examples
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-EXAMPLES = {
-    f"{page.name}:{page.read_text()[: found.start()].count(chr(10)) + 1}": found[1]
-    for page in PAGES
-    for found in re.finditer(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-}
+EXAMPLES = examples()
+BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
@@ -22,17 +17,30 @@ def test_example(example):
         assert float(output.removeprefix("loss ")) < 0.05
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@BY_PAGE
+def test_no_example_is_left_out(page):
+    """Each block of Python is one that this file or tests/peers/test_docs.py runs."""
+    found = blocks(page)
+    assert len(found) == len(re.findall(r"^ *(?:```|~~~) *py", page.read_text(), re.MULTILINE))
+    for line, words, code in found:
+        assert set(words) <= {*PACKAGES, "continued"}, line
+        compile(code, f"{page.name}:{line}", "exec")
+
+
+@BY_PAGE
 def test_links_lead_somewhere(page):
-    """Files exist, and headings of the page itself."""
+    """To files that exist, and to headings in them."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
-    headings = {
-        re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
-        if line.startswith("#")
-    }
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings
-        elif "://" not in target:
-            assert (page.parent / target.partition("#")[0]).exists(), target
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        assert not heading or heading in anchors(there), target
+
+
+def test_every_page_is_in_the_readme():
+    text = (ROOT / "README.md").read_text()
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in text

@@ -23,7 +23,7 @@ def at_least(least: int) -> Callable[[str], int]:
     return integer
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Read a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
@@ -51,9 +51,9 @@ def parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE.png", help="draw curves, gates and gradient flow")
     add(
         "--assert-accuracy",
-        type=share,
+        type=fraction,
         default=0.0,
-        metavar="SHARE",
+        metavar="FRACTION",
         help="exit with status 1 below this test accuracy, for example 0.97",
     )
     commands.add_parser("info", help="print the configuration: instruction sets, threads")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        Default: those of the process.
+        Default: `sys.argv` without the name of the program.
 
     Returns
     -------

@@ -171,14 +171,14 @@ class Batch:
         return self.lengths if self.segments is None else self.segments.lengths
 
     def inward(self, a: Array) -> Array:
-        """From the caller's layout to (T, B, ...)."""
+        """Turn an array in the caller's layout into (T, B, ...)."""
         if not self.batched:
             with_row: Array = a[:, None]
             return with_row
         return a.swapaxes(0, 1) if self.batch_first else a
 
     def outward(self, a: Array) -> Array:
-        """From (T, B, ...) to the caller's layout."""
+        """Turn a (T, B, ...) array into the caller's layout."""
         if not self.batched:
             return a[:, 0]
         return a.swapaxes(0, 1) if self.batch_first and not self.ragged else a
@@ -206,7 +206,7 @@ class Batch:
         return found
 
     def y_shape(self, width: int) -> tuple[int, ...]:
-        """Shape of y as the caller sees it; ragged: as inside."""
+        """Shape of y in the caller's layout, of ragged input in the inner one."""
         if self.pick in POOLED:
             return (self.rows, width) if self.batched else (width,)
         if self.ragged:
@@ -225,7 +225,7 @@ class Batch:
         return split(y, self.y_lengths) if self.ragged else self.outward(y)
 
     def y_inward(self, name: str, y: Any, width: int, dtype: np.dtype[Any]) -> Array:
-        """Do the reverse, with checks: for gradients."""
+        """Check a gradient of the output, laid out as y, and lay it out as inside."""
         if self.ragged and self.pick not in POOLED:
             if not isinstance(y, (list, tuple)) or len(y) != self.rows:
                 got = len(y) if isinstance(y, (list, tuple)) else type(y).__name__
@@ -244,7 +244,7 @@ class Batch:
         return self.inward(found)
 
     def extras(self, last: bool, asked: dict[str, Any]) -> Extras:
-        """Say what the kernels are to be told of one layer's call."""
+        """Collect what the kernels have to know of one layer's call."""
         picks = last and self.pick != "all"
         y_starts = starts_of(self.y_lengths) if picks and self.ragged else None
         if picks:
@@ -252,7 +252,7 @@ class Batch:
         cut = self.segments
         if cut is None:
             return Extras(mask=self.mask, starts=self.starts, y_starts=y_starts, **asked)
-        if "recurrent" in asked:  # that of a row holds over its segments
+        if "recurrent" in asked:  # a row's mask holds for all of its segments
             asked = asked | {"recurrent": asked["recurrent"][:, cut.row]}
         spans = None if self.mask is None else cut.spans
         return Extras(

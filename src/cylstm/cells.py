@@ -20,9 +20,9 @@ class Cell(NamedTuple):
     """What distinguishes one cell from another, but for sizes and weights."""
 
     kind: str  # "rnn", "gru" or "lstm"
-    activations: tuple[Activation, ...]  # in slot order; for LSTM then that of c on its way out
+    activations: tuple[Activation, ...]  # in slot order; for LSTM then the one of c before h
     reverse: bool = False
-    clip: float = 0.0  # 0 for none, as the next
+    clip: float = 0.0  # 0 for none
     cell_clip: float = 0.0
     zone: float = 0.0
     zone_c: float = 0.0
@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
 
 class Extras(NamedTuple):
-    """What a call asks for besides a plain pass. Shapes are those inside: time first."""
+    """What a call asks for in addition to a plain pass. Arrays have time first."""
 
     mask: Array | None = None  # (T, B) of uint8: which steps are read
     # Rows that are segments of x: (S,) each, S in place of B in what follows
@@ -47,5 +47,5 @@ class Extras(NamedTuple):
     recurrent: Array | None = None  # (D, B, P) factors of h in recurrent products
     zone_h: Array | None = None  # (T, B, D * P) 1 where h keeps its value
     zone_c: Array | None = None  # (T, B, D * H)
-    record: bool = False  # keep pre-activations, too
+    record: bool = False  # also keep pre-activations
     checkpoint: int = 0  # steps between saved states, 0 to keep the tape

@@ -14,7 +14,7 @@ from cylstm.params import Array
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Hint = Callable[[tuple[int, ...]], str]  # what to say beside "got" of a wrong shape
+Hint = Callable[[tuple[int, ...]], str]  # what to add to the message about a wrong shape
 READY = 0x101  # NumPy's C_CONTIGUOUS | ALIGNED
 WRITEABLE = READY | 0x400
 
@@ -66,7 +66,7 @@ def bound(name: str, value: Any) -> float | None:
 
 
 def excludes(name: str, given: Any, other: str, there: bool, value: Any) -> None:
-    """Refuse two arguments that make no sense together."""
+    """Refuse two incompatible arguments."""
     if given and there:
         raise ValueError(f"{name}: expected its default with {other}={value}, got {given!r}")
 
@@ -269,7 +269,7 @@ def lengths(
 
 
 def empty_list(value: Any) -> bool:
-    """Whether it is a list of nothing, which NumPy takes for floats."""
+    """Whether it is an empty list, which NumPy makes an array of floats of."""
     return isinstance(value, (list, tuple)) and all(empty_list(part) for part in value)
 
 
@@ -296,7 +296,7 @@ def booleans(
 
 
 def shares_memory(a: Array, b: Array) -> bool:
-    """Whether two arrays have an element in common, or may have and it is hard to say."""
+    """Whether two arrays have an element in common, or it would take long to find out."""
     try:
         return np.may_share_memory(a, b) and np.shares_memory(a, b, 10_000)  # type: ignore[arg-type]
     except np.exceptions.TooHardError:

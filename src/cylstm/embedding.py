@@ -1,4 +1,4 @@
-"""`Embedding`: vectors looked up by number, before a recurrent layer."""
+"""`Embedding`: vectors looked up by index, before a recurrent layer."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 class EmbeddingTape(NamedTuple):
-    """What `Embedding.backward` needs: the numbers of the rows looked up, and their layout."""
+    """What `Embedding.backward` needs: the indices of the rows looked up, and their layout."""
 
     ids: npt.NDArray[np.intp]
     layout: ragged.Layout
 
 
 class Embedding(Stored):
-    """Table of vectors, looked up by number.
+    """Table of vectors, looked up by index.
 
     The parameter is `weight` (num_embeddings, embedding_dim), as in `torch.nn.Embedding`, drawn
-    like there from N(0, 1).
+    from N(0, 1) as there.
 
     Parameters
     ----------

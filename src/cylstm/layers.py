@@ -106,7 +106,7 @@ class RNN(Recurrent):
     frozen : frozenset of str
         Parameters that optimisers leave alone; see `freeze`.
 
-    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
+    Every argument but `rng` is also a read-only attribute: options are fixed at construction.
 
     Raises
     ------
@@ -300,7 +300,7 @@ class LSTM(_Gated):
     frozen : frozenset of str
         Parameters that optimisers leave alone; see `freeze`.
 
-    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
+    Every argument but `rng` is also a read-only attribute: options are fixed at construction.
 
     Raises
     ------
@@ -496,7 +496,7 @@ class GRU(_Gated):
     frozen : frozenset of str
         Parameters that optimisers leave alone; see `freeze`.
 
-    Every argument but `rng` is a read-only attribute, too: options are fixed at construction.
+    Every argument but `rng` is also a read-only attribute: options are fixed at construction.
 
     Raises
     ------

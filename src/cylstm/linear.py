@@ -35,7 +35,7 @@ class Linear(Stored):
     """Affine map of the last axis, and an activation if wanted: y = f(x W' + b).
 
     Parameters are `weight` (out_features, in_features) and `bias` (out_features,), as in
-    `torch.nn.Linear`, drawn like there from U(-k, k) with k = 1 / sqrt(in_features).
+    `torch.nn.Linear`, and drawn from U(-k, k) with k = 1 / sqrt(in_features), as there.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ class Linear(Stored):
         tape : LinearTape
             Remembers the weights, so they may change in between; they are copied when they do.
             Refers to `x` where no copy was needed: leave that unchanged until `backward`. With an
-            activation it keeps x W' + b, too.
+            activation it also keeps x W' + b.
 
         Raises
         ------
@@ -217,7 +217,7 @@ class Linear(Stored):
         return dispatch.table(self.dtype.name)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the kernels, too: those of another machine may differ."""
+        """Also leave out the kernels: another machine may have others."""
         state = super().__getstate__()
         state.pop("_table", None)
         return state

@@ -31,7 +31,7 @@ def weight(name: str, value: Any) -> Array:
 
 
 def entries(state: Any, prefix: str | None, known: Callable[[str], Any]) -> dict[str, Any]:
-    """Entries under a prefix by the names after it, those of a single cell as of layer 0.
+    """Entries under a prefix, by the names after it; names of a single cell become layer 0's.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def entries(state: Any, prefix: str | None, known: Callable[[str], Any]) -> dict
 
 
 def _suggest(names: Collection[str], prefix: str, known: Callable[[str], Any]) -> None:
-    """Refuse names of which some other prefix would make parameters."""
+    """Refuse names that would be those of parameters with another prefix, and name it."""
     prefixes = {}
     for name in names:
         for i in range(1, len(name)):

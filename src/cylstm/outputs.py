@@ -1,4 +1,4 @@
-"""From what the kernels give, both directions side by side, to what the caller gets, and back."""
+"""Outputs of both directions, as the kernels give them, merged for the caller; gradients back."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def place(layer: Recurrent, out: Array | None, batch: Batch, taped: bool) -> Arr
 
 
 def blank(layer: Recurrent, depth: int, batch: Batch, inside: Array | None) -> Array | None:
-    """Zeros where the kernels leave out steps between those of segments, which they never clear."""
+    """Zeros for the steps between segments, to which the kernels never write."""
     if batch.segments is None or not batch.padded:
         return inside
     if inside is None:
@@ -52,7 +52,7 @@ def blank(layer: Recurrent, depth: int, batch: Batch, inside: Array | None) -> A
 
 
 def of_rows(layer: Recurrent, both: Array, batch: Batch) -> Array:
-    """Take outputs picked of each row from those of its segments."""
+    """Of the outputs that each segment has, take the one that is its row's."""
     if batch.segments is None:
         return both
     return np.stack([y[at] for y, at in zip(both, _picked(layer, batch), strict=True)])
@@ -68,7 +68,7 @@ def _picked(layer: Recurrent, batch: Batch) -> list[Array]:
 
 
 def join(layer: Recurrent, both: Array, batch: Batch | None) -> Array:
-    """Both directions merged; with `batch` those of the last layer, maybe one output per row."""
+    """Merge both directions of a layer; give `batch` for the last layer, whose outputs it picks."""
     if batch is not None and batch.pick in POOLED:
         both = np.concatenate(list(both), axis=-1)
     if layer.num_directions == 1 or layer.merge_mode in SIDE_BY_SIDE:
@@ -108,9 +108,9 @@ def gradient(layer: Recurrent, dy: Any, batch: Batch) -> Array:
 
 
 def part(layer: Recurrent, dy: Array, batch: Batch | None, both: Array | None) -> Array:
-    """Gradient of both directions' outputs, from that of what `join` made of them.
+    """Gradient of both directions' outputs, from the gradient of what `join` made of them.
 
-    `both` is what the kernels gave, needed for products only.
+    `both` is what the kernels gave, needed for `merge_mode` "mul" only.
     """
     pooled = batch is not None and batch.pick in POOLED
     if layer.merge_mode == "ave":

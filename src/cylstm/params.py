@@ -1,4 +1,4 @@
-"""Storage of trainable parameters: one flat vector, named read-only views, gradients beside them.
+"""Storage of trainable parameters: one flat vector, named read-only views, and gradients alike.
 
 Everything trainable (`RNN`, `LSTM`, `GRU`, `Linear`, `Embedding`) is a `Parameters`. Optimisers
 and all-reduces see one contiguous vector per module and never need the names.

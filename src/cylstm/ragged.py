@@ -1,4 +1,4 @@
-"""Arrays of any leading shape, or lists of them, as one matrix; and results laid out likewise."""
+"""Arrays of any leading shape, or lists of them, as one matrix; and results as the input was."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Layout(NamedTuple):
     is_list: bool
 
     def outward(self, rows: Array) -> Any:
-        """Lay out a (rows, width) matrix like that, as views of it."""
+        """Lay out a (rows, width) matrix as the input was, as views of it."""
         width = rows.shape[1]
         if not self.is_list:
             return rows.reshape(*self.shapes[0], width)
@@ -30,7 +30,7 @@ class Layout(NamedTuple):
         return parts
 
     def inward(self, name: str, value: Any, width: int, dtype: np.dtype[Any]) -> Array:
-        """Check a gradient that is laid out like that, and return it as a contiguous matrix."""
+        """Check a gradient laid out as the input was, and return it as a contiguous matrix."""
 
         def read(name: str, value: Any, shape: tuple[int, ...]) -> Array:
             found = checks.shape(name, checks.array(name, value, dtype), (*shape, width))

@@ -67,7 +67,7 @@ class Tape(NamedTuple):
 
 
 def _level_outside() -> int:
-    """Return the stack level of who called the library, for a warning raised by the caller."""
+    """Return the stack level of the code that called the library, for warnings to point at."""
     level, frame = 0, sys._getframe(1)
     while frame.f_globals.get("__name__", "").startswith("cylstm.") and frame.f_back:
         level, frame = level + 1, frame.f_back
@@ -114,7 +114,7 @@ class Recurrent(Parameters):
     }  # fmt: skip
 
     def _build(self, given: Mapping[str, Any], own: Checks) -> None:
-        """Make the layer of its constructor's arguments; `own` checks those of this kind alone."""
+        """Make the layer of its constructor's arguments; `own` checks the options of its class."""
         for name, check in (_CHECKS | own).items():
             setattr(self, name, check(name, given[name]))
         self._read_sizes(given["hidden_size"], given["num_layers"])
@@ -200,7 +200,7 @@ class Recurrent(Parameters):
         return {}
 
     def _initialise(self, params: Mapping[str, Array]) -> None:
-        """PyTorch's initial values; those of layer norms are 1 and 0."""
+        """Set PyTorch's initial values; weights of layer norms are 1, their biases 0."""
         for name, view in params.items():
             depth = weights.depth_of("l" + name.rpartition("_l")[2])
             bound = 1 / math.sqrt(self.hidden_sizes[depth])
@@ -282,7 +282,7 @@ class Recurrent(Parameters):
         return self._cell._replace(reverse=self.go_backwards or suffix.endswith("_reverse"))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the packed weights and views of gradients, too."""
+        """Also leave out the packed weights and views of gradients."""
         derived = {"_packed", "_places"}
         return {k: v for k, v in super().__getstate__().items() if k not in derived}
 
@@ -293,7 +293,7 @@ class Recurrent(Parameters):
             self._rng = checks.generator("rng", None)
 
     def _after_fork(self) -> None:
-        """In a child: masks of its own, and no waiting for who was drawing in the parent."""
+        """In a child: draw other masks, and do not wait for a thread that drew at the fork."""
         super()._after_fork()
         old = self._rng.bit_generator
         if not self._seeded:
@@ -347,13 +347,13 @@ class Recurrent(Parameters):
         x : array-like of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I) unbatched
             Real numbers of any dtype, cast to the layer's; CPU tensors of PyTorch and JAX are
             arrays here. Or a list of arrays (T_i, I), one for each row: no padding, no sorting;
-            (T_i, 1, I) and nested lists count as such, too. Nested lists of numbers that all
-            have the same shape are one array.
+            (T_i, 1, I) and nested lists count as well. Nested lists of numbers that all have the
+            same shape are one array.
         state : array or tuple (h, c) for LSTM, optional
-            Initial state: h (num_layers * num_directions, B, P), c likewise with H, or without B
-            if unbatched; P is `proj_size` or H. One row, B = 1, stands for all. Default, also of
-            h or c alone: zeros, or what `learn_initial_state` has learned. If layers differ in
-            size, h and c are tuples of one (num_directions, B, size) per layer.
+            Initial state: h (num_layers * num_directions, B, P), c (num_layers * num_directions,
+            B, H), both without B if unbatched; P is `proj_size` or H. One row, B = 1, stands for
+            all. Default, also of h or c alone: zeros, or what `learn_initial_state` has learned.
+            If layers differ in size, h and c are tuples of one (num_directions, B, size) per layer.
         lengths : array-like of int of shape (B,), optional
             Valid steps of each row, 0 to T, in any order; default all. Output beyond a row's
             length is 0, its final state is that of its last valid step, and the reverse
@@ -704,7 +704,10 @@ class Recurrent(Parameters):
         checkpoint: int | str | None = None,
         num_threads: int | None = None,
     ) -> int:
-        """Bytes a call on a (T, B, I) input needs beside parameters, outputs and gradients.
+        """Bytes that a call on a (T, B, I) input allocates, without allocating them.
+
+        Not counted are parameters, gradients, the parameters' packed copy (of the same size, twice
+        that for training; made here if there is none yet), and what the call returns.
 
         Parameters
         ----------
@@ -715,15 +718,15 @@ class Recurrent(Parameters):
         training : bool, default False
             Count `forward` and `backward` together instead of a plain call.
         checkpoint : int or "sqrt", optional
-            As `forward`'s.
+            What `forward` would be given: steps between kept states, or sqrt(T) of them.
         num_threads : int, optional
-            As the call's; each thread has scratch of its own.
+            Most threads that the call would use; each has scratch of its own.
 
         Returns
         -------
         int
-            For inference it does not depend on T, but for index tables of 4 integers per step,
-            and the outputs between layers. A tape holds per direction, unit (rounded up to whole
+            For inference it does not depend on T, but for index tables of 4 integers per step and
+            the outputs between layers. A tape holds per direction, unit (rounded up to whole
             vectors), row and step: LSTM 6 floats (four gates, c, h), GRU 5 (three gates,
             U_n h + b_hn, h), RNN 2; activations other than tanh, sigmoid and relu, or a clip, add
             one for each gate, layer norms one ("tflite") or two ("haste"). With checkpoints it

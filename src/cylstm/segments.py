@@ -87,7 +87,7 @@ def _segments(
     row: Indices, starts: Indices, spans: Indices, lengths: Indices, fresh: Flags,
     side_by_side: bool,
 ) -> Segments:  # fmt: skip
-    """Leave out those without a step that is read that are neither first nor last of their row."""
+    """Drop segments without a step that is read, but not the first and last ones of each row."""
     ends = np.ones(len(row) + 1, bool)
     ends[1:-1] = row[1:] != row[:-1]
     kept = (lengths > 0) | ends[1:] | ends[:-1]

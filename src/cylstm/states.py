@@ -45,14 +45,14 @@ def _by_layer(
         return (None,) * n
     if n == 1 or uniform(layer):
         shape = (n * d, rows, widths[0])
-        # What the last call gave back passes with no further ado.
+        # A state as the last call returned it needs no checks: steps of a stream give it back.
         if (
             type(value) is np.ndarray
             and value.dtype is layer.dtype
             and value.shape == shape
             and batch.batched
             and value.flags.num & checks.READY == checks.READY
-        ):  # as steps give it back
+        ):
             whole = value
         else:
             if len(layer.states) > 1:
@@ -68,7 +68,7 @@ def _by_layer(
 
 
 def _refuse_pairs(name: str, value: Any) -> None:
-    """One of several pairs (h, c) in place of all layers' h, or c."""
+    """Refuse a list of pairs (h, c) by layer in place of h, or of c, of all layers."""
     if isinstance(value, (list, tuple)) and any(
         isinstance(part, tuple) or hasattr(part, "shape") for part in value
     ):
@@ -97,14 +97,14 @@ def _checked(
 def _hint(
     layer: Recurrent, found: tuple[int, ...], shape: tuple[int, int, int], batch: Batch
 ) -> str:
-    """Say more of a shape that tells of a misunderstanding."""
+    """Explain a wrong shape that tells of a misunderstanding."""
     if len(found) != 3:
         return ""
     if not batch.batched:
         step = "(B, 1, I)" if layer.batch_first else "(1, B, I)"
         return f"; x of shape (T, I) is T steps of one row: a step of B rows has shape {step}"
     if found == (shape[1], shape[0], shape[2]):
-        return "; the rows of a state are its second axis, with batch_first, too"
+        return "; the rows of a state are its second axis, also with batch_first"
     return batch.turned_hint(found[1:2])
 
 
@@ -119,7 +119,7 @@ def spread(layer: Recurrent, given: list[Parts], batch: Batch) -> list[Parts]:
 
 
 def _start(layer: Recurrent, depth: int, k: int, given: Any, batch: Batch) -> Array | None:
-    """One part of one layer's; None for zeros."""
+    """Make the initial h or c (`k` 0 or 1) of one layer; None for zeros."""
     cut = batch.segments
     if cut is None and given is not None and given.shape[1] == batch.rows:
         whole: Array = given
@@ -143,7 +143,7 @@ def _start(layer: Recurrent, depth: int, k: int, given: Any, batch: Batch) -> Ar
 
 
 def _names(layer: Recurrent, depth: int, k: int) -> list[str]:
-    """Of the parameters that hold one part of one layer's learned initial state."""
+    """Names of the parameters that hold the learned h or c (`k` 0 or 1) of one layer."""
     return [f"initial_{layer.states[k]}_l{depth}{way}" for way in layer._directions()]
 
 
@@ -157,7 +157,7 @@ def rows_given(layer: Recurrent, given: list[Parts]) -> Given:
 def d_spread(
     layer: Recurrent, found: list[Parts], given: Given, batch: Batch
 ) -> tuple[list[Parts], dict[str, Array]]:
-    """From gradients of the kernels' initial states to those of the caller's and of the learned."""
+    """Gradients of the caller's state and of the learned one, from those of the kernels' states."""
     learned: dict[str, Array] = {}
     outer: list[Parts] = []
     for depth, parts in enumerate(found):
@@ -169,7 +169,7 @@ def d_spread(
             if layer.learn_initial_state and (rows is None or batch.segments is not None):
                 sums = rest.sum(axis=1, dtype=np.float64)
                 learned |= dict(zip(_names(layer, depth, k), sums, strict=True))
-            if rows is not None and rows != batch.rows:  # one for all
+            if rows is not None and rows != batch.rows:  # one row stands for all
                 d = d.sum(axis=1, keepdims=True, dtype=np.float64).astype(layer.dtype)
             own.append(d)
         outer.append(tuple(own))
@@ -177,7 +177,7 @@ def d_spread(
 
 
 def _d_start(layer: Recurrent, d: Array, rows: int | None, batch: Batch) -> tuple[Array, Array]:
-    """Gradients of rows' given states, and of those that segments start from without one."""
+    """Gradients of the states given for rows, and of the initial states of all other segments."""
     cut = batch.segments
     assert cut is not None
     to_given = np.zeros((d.shape[0], batch.rows, d.shape[2]), d.dtype)
@@ -191,7 +191,7 @@ def _d_start(layer: Recurrent, d: Array, rows: int | None, batch: Batch) -> tupl
 
 
 def of_rows(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Parts]:
-    """Each row's final state, from those of all segments."""
+    """Take each row's final state from the final states of all segments."""
     cut = batch.segments
     if cut is None:
         return layers
@@ -203,7 +203,7 @@ def of_rows(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Parts]:
 
 
 def of_segments(layer: Recurrent, layers: list[Parts], batch: Batch) -> list[Parts]:
-    """Gradients of all segments' final states, from those of each row's."""
+    """Gradients of all segments' final states: of each row's last one, zero elsewhere."""
     cut = batch.segments
     if cut is None:
         return layers

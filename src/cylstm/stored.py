@@ -29,7 +29,7 @@ class Stored(Parameters):
         self._shared.write([(old, np.ascontiguousarray(new, old.dtype)) for old, new in changes])
 
     def _snapshot(self) -> sequence.Snapshot:
-        """Return the parameters as they are now, and as they will remain there."""
+        """Return the parameters as they are now; they remain so in the snapshot."""
         with self._lock:
             return self._shared.snapshot()
 

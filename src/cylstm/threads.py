@@ -11,7 +11,7 @@ from typing import Any
 from cylstm.kernels import dispatch, sequence
 
 _chosen: int | None = None
-_omp_num_threads = "OMP_NUM_THREADS" in os.environ  # OpenMP reads it once, too
+_omp_num_threads = "OMP_NUM_THREADS" in os.environ  # which OpenMP reads once as well
 _omp_limit = sequence.openmp_max_threads()
 
 

@@ -57,7 +57,7 @@ def initial(name: str) -> float | None:
 def pack(
     layer: Recurrent, suffix: str, backward: bool, dropconnect: Array | None = None
 ) -> sequence.Packed:
-    """Weights of one direction, as the kernels want them."""
+    """Pack the weights of one direction for the kernels."""
     params = of_direction(layer, layer.params, suffix)
     bias = slot_bias(layer, params)
     w_hh, single = params["weight_hh"], None
@@ -89,7 +89,7 @@ def depth_of(suffix: str) -> int:
 
 
 def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
-    """Biases in slot order; those that are only ever added are added here."""
+    """Biases in slot order; two that the cell only ever adds are one here, their sum."""
     rows = params["weight_ih"].shape[0]
     b_ih, b_hh = (params.get(name, np.zeros(rows, layer.dtype)) for name in BIASES)
     if not layer._candidate_first:
@@ -131,12 +131,15 @@ def add_gradients(
 
 
 def places(layer: Recurrent, masks: Sequence[Array | None]) -> list[Places]:
-    """Where `sequence.add_gradients` adds those of each direction; with DropConnect's masks."""
+    """Arrays that `sequence.add_gradients` adds the weight gradients of each direction to."""
     return [_places(layer, *which) for which in zip(layer._suffixes(), masks, strict=True)]
 
 
 def _places(layer: Recurrent, suffix: str, dropconnect: Array | None) -> Places:
-    """Those of one direction; see `_add_rest` for what is not the gradient itself."""
+    """Arrays for the weight gradients of one direction, some of them views of the layer's.
+
+    `_add_rest` takes the others from where they are added here to where they belong.
+    """
     into = of_direction(layer, layer._grad_views, suffix)
     w_hh = into["weight_hh"]
     biases = [None if layer._cell.norm else into.get(name) for name in BIASES]
@@ -173,7 +176,7 @@ def _add_rest(layer: Recurrent, suffix: str, found: Places, dropconnect: Array |
 
 
 def _add_biases(into: Mapping[str, Array], *parts: Array) -> None:
-    """Add to those biases that there are."""
+    """Add to the biases, of which there may be none, one or two."""
     for name, part in zip(BIASES, parts, strict=True):
         if name in into:
             into[name] += part

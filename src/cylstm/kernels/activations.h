@@ -1,7 +1,7 @@
 /* The activations of the gates: ONNX's list (operators RNN, GRU and LSTM, opset 22).
  *
- * activate is y = f(x); d_activate the gradient of x from that of y. Where a derivative is not a
- * function of y alone, x is read, too. At a kink it is that of the flat side.
+ * activate is y = f(x); d_activate is dx = f'(x) dy. Where a derivative is not a function of y
+ * alone, x is read as well. At a kink it is the derivative of the flat side.
  */
 #ifndef CYLSTM_ACTIVATIONS_H
 #define CYLSTM_ACTIVATIONS_H

@@ -31,7 +31,7 @@ cdef class Call:
     cdef Arena sums             # of a backward call: gradients of the weights
     cdef list weights
     cdef object extras
-    cdef Call forward_call      # whose arena a backward call points into, too
+    cdef Call forward_call      # a backward call points into its arena as well
     cdef Job *job               # the last one, that a helper left behind may still be at
     cdef int team               # threads that it is planned for
     cdef bint taped             # whether its kernels write a tape
@@ -69,7 +69,7 @@ cdef class Call:
 
     cdef int begin(self, list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, extras,
                    Arena arena) except -1:
-        """Everything that does not depend on arrays."""
+        """Set everything that does not depend on arrays."""
         cdef Packed packed = packed_of(weights, 0)
         cdef Py_ssize_t d
         cdef Sequence *s
@@ -290,7 +290,7 @@ cdef class Call:
                         time[first[self.length[b] - 1 - n if reverse else n] + b] = t
                     n += 1
             if n != self.length[b]:
-                raise ValueError(f"lengths: expected those of mask, {n}, got {self.length[b]}")
+                raise ValueError(f"lengths: expected {n}, as the mask says, got {self.length[b]}")
         return time
 
     cdef Py_ssize_t stride(self, Py_ssize_t d, View *view) noexcept:
@@ -465,7 +465,7 @@ cdef class Call:
         s.db_ih = self.sums.room(s.w.gates, width)
         s.dw_hh = self.sums.room(units if s.w.h_products else 0, out_width)
         if s.w.w_2 != NULL:
-            # Reset before: U_n's are among those of U.
+            # Reset before the product: the gradients of U_n are part of those of U.
             s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.cell == LSTM \
                 else <char *>s.dw_hh + 2 * s.w.hidden * out_width
             s.d_2 = arena.room(entries, out_width)
@@ -501,7 +501,7 @@ cdef class Call:
         return 0
 
     cdef int add_gradients(self, Py_ssize_t d, tuple gradients, bint look_only) except -1:
-        """Add one direction's to (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single); None is left."""
+        """Add one direction's gradients to (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)."""
         cdef Sequence *s = &self.seq[d]
         cdef Weights *w = &s.w
         cdef Py_ssize_t units = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
@@ -613,7 +613,7 @@ cdef Call counted_call(list weights, Py_ssize_t steps, Py_ssize_t rows, bint tap
 
 
 cdef object expect_rows(str name, values, Py_ssize_t rows):
-    """Check one value for each row, of which a copy is used; None is none."""
+    """Check one value for each row and return a copy; None stays None."""
     if values is None:
         return None
     if values.shape != (rows,):

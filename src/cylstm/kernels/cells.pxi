@@ -1,10 +1,10 @@
-# The recurrent cells: one step of one block of units, forward beside backward.
+# The recurrent cells: one step of one block of units, forward next to backward.
 #
 # Forward: `z` holds the pre-activations of a row; the state before `step` gives the state after.
-# With a tape the activated gates replace the pre-activations. Backward is written in terms of
-# those: d_sigmoid = y (1 - y), d_tanh = 1 - y^2. A d-prefix is a gradient; `dh` and `dc` enter as
-# gradients of the state after the step and leave as those of the state before it, except for what
-# the recurrent product adds to dh.
+# With a tape the activated gates replace the pre-activations. Backward is written in terms of the
+# activated gates: d_sigmoid = y (1 - y), d_tanh = 1 - y^2. A d-prefix is a gradient; `dh` and `dc`
+# enter as gradients of the state after the step and leave as gradients of the state before it,
+# except for what the recurrent product adds to dh.
 #
 # `plain` is a constant wherever these are inlined: what only a variant does costs others nothing.
 
@@ -18,7 +18,7 @@ cdef inline vec d_tanh(vec y, vec dy) noexcept nogil:
 
 cdef inline vec gate(const Sequence *s, real *z, Py_ssize_t slot, vec a, bint is_tanh,
                      bint plain) noexcept nogil:
-    """A gate of its pre-activation; textbook cells know only tanh and the sigmoid."""
+    """Apply a gate's activation; textbook cells know only tanh and the sigmoid."""
     if plain:
         return vtanh(a) if is_tanh else vsigmoid(a)
     if s.w.kept:
@@ -46,7 +46,7 @@ cdef inline vec d_gate(const Sequence *s, const real *z, Py_ssize_t slot, vec y,
 # LSTM (Hochreiter and Schmidhuber 1997; Gers et al. 2000), slots i, f, g, o:
 #   c_t = f c_{t-1} + i g,  h_t = o tanh(c_t)
 # Coupled, slots i, g, o: f = 1 - i. Peepholes (Gers and Schmidhuber 2000): i and f also see
-# c_{t-1}, o sees c_t; with every gate normalised by itself that is added before (norms.pxi).
+# c_{t-1}, o sees c_t; where every gate is normalised by itself, norms.pxi adds them before.
 
 cdef inline bint peeps(const Sequence *s, bint plain) noexcept nogil:
     return not plain and s.w.peephole >= 0 and s.w.norm != OF_GATES
@@ -94,7 +94,7 @@ cdef inline vec lstm_input(const Sequence *s, real *z, Py_ssize_t step, Py_ssize
 
 cdef inline void lstm_output(const Sequence *s, real *z, Py_ssize_t step, Py_ssize_t row,
                              Py_ssize_t block, vec c, vec shown, bint plain) noexcept nogil:
-    """Show: h from the new cell state, or from `shown`, what layer normalisation makes of it."""
+    """Emit h from the new cell state, or from `shown`: that state after layer normalisation."""
     cdef Py_ssize_t slot = 2 if not plain and s.w.coupled else 3
     cdef vec a = vload(z + slot * LANES), o, h
     if peeps(s, plain):
@@ -117,7 +117,7 @@ cdef inline void lstm_forward(const Sequence *s, real *z, Py_ssize_t step, Py_ss
 
 cdef inline vec lstm_new_state(const Sequence *s, const real *z, Py_ssize_t step, Py_ssize_t row,
                                Py_ssize_t block, bint plain) noexcept nogil:
-    """What lstm_input returned: of plain cells it is the state, else found again in the tape."""
+    """What lstm_input returned: the state in plain cells, otherwise computed from the tape."""
     if plain:
         return vload(cell_state(s, step + 1, row, block))
     cdef vec i = vload(z)
@@ -139,7 +139,7 @@ cdef inline vec lstm_output_backward(const Sequence *s, const real *z, real *dz,
 cdef inline void lstm_input_backward(const Sequence *s, const real *z, real *dz, real *d_single,
                                      Py_ssize_t step, Py_ssize_t row, Py_ssize_t block, vec c,
                                      vec dc, bint plain) noexcept nogil:
-    """From dc, the gradient of the new state that h has given, to those of i, f, g and c_{t-1}."""
+    """From dc, the gradient of the new state through h, compute those of i, f, g and c_{t-1}."""
     cdef Py_ssize_t slot_g = 1 if not plain and s.w.coupled else 2
     cdef vec i = vload(z), f = lstm_forget(s, z, i, plain), g = vload(z + slot_g * LANES)
     cdef vec c_before = vload(cell_state(s, step, row, block))
@@ -193,7 +193,7 @@ cdef inline void lstm_backward(const Sequence *s, const real *z, real *dz, real 
 cdef inline vec lstm_seen(const Sequence *s, const real *z, Py_ssize_t step, Py_ssize_t row,
                           Py_ssize_t block, Py_ssize_t entry, vec shown,
                           bint plain) noexcept nogil:
-    """The gradient of o tanh(c): that of h, or of what was projected to h."""
+    """The gradient of o tanh(c), which is h, or is projected to h."""
     if plain or s.w.w_2 == NULL:
         return seen(s, step, row, block, plain)
     vstore(copied(s, s.second_copy, entry, block),
@@ -259,7 +259,7 @@ cdef inline void gru_backward(const Sequence *s, const real *slots, real *d_x, r
 cdef inline void gru_reset_backward(const Sequence *s, const real *slots, real *d_x, real *d_h,
                                     Py_ssize_t step, Py_ssize_t row, Py_ssize_t block,
                                     Py_ssize_t entry) noexcept nogil:
-    """Reset before the product: from the gradient of r h."""
+    """Reset before the product: gradients of r and h, from the gradient of r h."""
     cdef vec r = vload(slots + LANES), h = fed(s, step, row, block)
     cdef vec d = vload(d_second(s, row, block))
     cdef vec dr = d_gate(s, slots, 1, r, d * h, False, False)

@@ -39,7 +39,7 @@ typedef struct {
 typedef struct { vec at[TILE_ROWS * (TERM_BYTES / sizeof(vec))]; } PackedRows;
 typedef struct { vec at[TILE_ROWS * OUTPUTS]; } TileOutputs;
 
-/* Sums of neighbouring lanes: those of a, then those of b. */
+/* Sums of neighbouring lanes: first of a, then of b. */
 INLINE vec pairs(vec a, vec b) {
 #ifdef __clang__
     vec even, odd;

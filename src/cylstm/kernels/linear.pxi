@@ -189,7 +189,7 @@ cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
 
 
 cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
-    """Cut the product into units, and find room for panels. One thread where more do not pay."""
+    """Cut the product into units, make room for panels; one thread where more would not pay."""
     cdef Dense *d = &j.d
     cdef Py_ssize_t itemsize = j.level.itemsize, most, terms, outputs
     cdef bint dots = j.unit == j.level.dense
@@ -311,7 +311,7 @@ def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at
 
 
 cdef int describe_product(DenseJob *j, table, dy, out, Py_ssize_t out_rows) except -1:
-    """A gradient: dy times a matrix that is still to be named, into `out` of so many rows."""
+    """Set up a gradient: dy times a matrix that the caller adds, into `out` of so many rows."""
     cdef Dense *d = &j.d
     cdef View view
     memset(j, 0, sizeof(DenseJob))

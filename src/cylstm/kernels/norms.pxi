@@ -4,7 +4,8 @@
 #   of products (Haste)   LN(W x) + LN(U h) + b, each over all gates; LSTM: h = o tanh(LN(c) + b_c)
 #   of gates (TFLite)     LN(W x + U h + p c) + b, every gate by itself
 #
-# Sums over a row have one order on all levels: 64 bytes of partial sums, then those in order.
+# Sums over a row have one order on all levels: into 64 bytes of partial sums, which are then added
+# up in order.
 
 cdef extern from *:
     """
@@ -61,7 +62,7 @@ cdef real normalise(real *v, Py_ssize_t stride, real *into, Py_ssize_t into_stri
 
 cdef void normalise_backward(real *d, Py_ssize_t d_stride, const real *normed, Py_ssize_t stride,
                              real scale, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
-    """From the gradient of a normalised row to that of the row, in place."""
+    """Turn the gradient of a normalised row into the gradient of the row, in place."""
     cdef real mean = row_mean(d, d_stride, NULL, 0, 0, STRAIGHT, gates, hidden)
     cdef real along = row_mean(d, d_stride, normed, stride, 0, TIMES, gates, hidden)
     cdef Py_ssize_t block, k
@@ -226,7 +227,7 @@ cdef void norm_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexc
 cdef void norm_lstm_backward(const Sequence *s, const Part *p, const real *z, real *d_x,
                              real *d_single, Py_ssize_t step, Py_ssize_t row,
                              Py_ssize_t entry) noexcept nogil:
-    """To the gradients of what the gates were applied to; of gates: of the sums before."""
+    """Gradients of the gates' arguments; with a norm of gates, of the sums before the norm."""
     cdef Py_ssize_t size = s.w.slots * LANES, d_size = s.w.gates * LANES
     cdef Py_ssize_t n_size = s.w.singles * LANES, block, slot, last = s.w.gates - 1
     cdef real *c = line(s, p, 0)
@@ -267,7 +268,7 @@ cdef void norm_lstm_backward(const Sequence *s, const Part *p, const real *z, re
 cdef void norm_gate_backward(const Sequence *s, const real *c, const real *z, real *d_x,
                              real *d_single, real *dc, Py_ssize_t c_stride, Py_ssize_t slot,
                              Py_ssize_t step, Py_ssize_t row) noexcept nogil:
-    """Of one gate's sum, and through its peephole of c."""
+    """Gradient of one gate's sum, and of c through the gate's peephole."""
     cdef Py_ssize_t size = s.w.slots * LANES, d_size = s.w.gates * LANES
     cdef Py_ssize_t n_size = s.w.singles * LANES, block, which = peephole_of(s, slot)
     cdef real *terms
@@ -291,7 +292,7 @@ cdef void norm_gate_backward(const Sequence *s, const real *c, const real *z, re
 
 cdef void norm_products_backward(const Sequence *s, const real *z, real *d_x, real *d_h,
                                  real *d_single, const real *scales) noexcept nogil:
-    """From gradients of the sums of both norms to those of both products."""
+    """Turn the gradients of both norms' sums into gradients of both products."""
     cdef Py_ssize_t gates = s.w.gates, size = s.w.slots * LANES, block, k
     cdef real *terms
     cdef real *x

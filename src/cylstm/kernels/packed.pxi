@@ -1,4 +1,4 @@
-# Packed weights: what a cell is, said once.
+# Packed weights, and the one description of the cell that they belong to.
 
 @cython.final
 @cython.auto_pickle(False)
@@ -58,7 +58,7 @@ cdef class Packed:
             level.pack(ones.data, w.hidden, 1, w.singles, 0, w.single)
 
     cdef int describe(self, cell) except -1:
-        """Everything but sizes and weights."""
+        """Set everything in `w` but sizes and weights."""
         cdef Weights *w = &self.w
         cdef Py_ssize_t slot
         w.cell = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell.kind]
@@ -73,7 +73,7 @@ cdef class Packed:
         w.norm = {None: NONE, "haste": OF_PRODUCTS, "tflite": OF_GATES}[cell.norm]
         if len(cell.activations) != w.gates + (w.cell == LSTM):
             raise ValueError(f"activations: expected one per slot, got {cell.activations}")
-        # As are those with weights of single units (norms among them) or a second product.
+        # Cells with single-unit weights (norms have some) or a second product are not plain either.
         w.plain = (w.clip == 0 and w.cell_clip == 0 and w.zone == 0 and w.zone_c == 0
                    and not w.coupled)
         w.kinks = w.clip != 0
@@ -91,7 +91,7 @@ cdef class Packed:
         return 0
 
     cdef int place_singles(self, cell) except -1:
-        """Where each weight of single units is among all of them: this is their order."""
+        """Set the offset of each single-unit weight; these lines are in the order of memory."""
         cdef Weights *w = &self.w
         w.singles = 0
         w.peephole = self.place(cell.peepholes, w.gates - 1)
@@ -109,7 +109,7 @@ cdef class Packed:
         return self.w.singles - count
 
     cdef int pack_recurrent(self, w_hh, w_hr) except -1:
-        """U, as many products as forward makes of it, and the second product of a step."""
+        """Pack U, once for each product that forward makes with it, and a step's second product."""
         cdef Weights *w = &self.w
         cdef Level *level = self.level
         cdef Py_ssize_t lanes = level.lanes, k, size

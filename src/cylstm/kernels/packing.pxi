@@ -29,7 +29,7 @@ cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t ga
 
 cdef void unpack_add(const void *packed, Py_ssize_t hidden, Py_ssize_t gates, Py_ssize_t turn,
                      void *w) noexcept nogil:
-    """w += the inverse of pack, of a depth of 1: biases and the like."""
+    """w += the inverse of pack for vectors, which have a depth of 1, such as biases."""
     cdef Py_ssize_t unit, slot
     for unit in range(hidden):
         for slot in range(gates):

@@ -92,7 +92,7 @@ cdef void project(const Sequence *s, const Part *p) noexcept nogil:
 
 cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step,
                                bint plain) noexcept nogil:
-    """Add U h to the slots and apply the cell, as far as it goes without a second product."""
+    """Add U h to the slots and apply the cell, up to the second product if there is one."""
     cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
     cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
@@ -168,7 +168,7 @@ cdef void publish(const Sequence *s, const Sequence *team, const Part *p,
 
 cdef inline Py_ssize_t entry_of(const Sequence *s, const Part *p, Py_ssize_t step,
                                 Py_ssize_t row) noexcept nogil:
-    """Where a (step, row) pair is in the arrays of a chunk."""
+    """Index of a (step, row) pair in the arrays of a chunk."""
     return s.first[step] - p.origin + row
 
 
@@ -195,7 +195,7 @@ cdef inline void cell_backward(const Sequence *s, const Part *p, Py_ssize_t step
 
 cdef void second_output_backward(const Sequence *s, const Part *p,
                                  Py_ssize_t step) noexcept nogil:
-    """Gradient of what the second product gave."""
+    """Gradient of the second product's result."""
     cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry, at, size
     cdef vec d
     for row in range(p.row0, p.row0 + n):
@@ -217,7 +217,7 @@ cdef void second_output_backward(const Sequence *s, const Part *p,
 
 cdef void second_input_backward(const Sequence *s, const Part *p,
                                 Py_ssize_t step) noexcept nogil:
-    """Gradient of what the second product read."""
+    """Gradient of what the second product multiplies."""
     cdef Py_ssize_t depth = s.w.out_blocks * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i
     for i in range(n):
@@ -255,7 +255,7 @@ cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noex
 
 cdef void backward_step(const Sequence *s, const Part *p, Py_ssize_t step,
                         Py_ssize_t phase) noexcept nogil:
-    """From the gradient of the state after `step`; the team meets between phases."""
+    """One step of backward, to the state before `step`; the team meets between phases."""
     if s.w.w_2 != NULL:
         if phase == 0:
             second_output_backward(s, p, step)
@@ -312,7 +312,7 @@ cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept no
 
 cdef void bias_gradient(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
                         real *db) noexcept nogil:
-    """db += sum over entries of the panel: a column of ones makes the bias a weight like others."""
+    """db += sum over entries of the panel: a bias is a weight whose input is always 1."""
     p.a[0], p.out[0] = <real *>&one, db
     product(<const real **>p.a, 0, <real **>p.out, 0, 0, 1, entries, <real *>p.panel, 0, gates, 1,
             first_sums(s, p), 0)
@@ -328,7 +328,7 @@ cdef void fill_panel(const Part *p, const real *d, Py_ssize_t stride, Py_ssize_t
 
 
 cdef void weight_gradient(const Sequence *s, const Part *p) noexcept nogil:
-    """Add the chunk's share to the packed gradients of the part's blocks."""
+    """Add the chunk's contribution to the packed gradients of the part's blocks."""
     cdef Py_ssize_t block
     for block in range(p.block0, p.block1):
         input_weight_gradient(s, p, block, p.entries)
@@ -348,7 +348,7 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                     Py_ssize_t entries) noexcept nogil:
-    """Add gradients of U, by separate products where forward has them, and of the second."""
+    """Add gradients of U, product by product as in forward, and of the second product's weights."""
     cdef Py_ssize_t gates = s.w.h_gates, width = s.w.out_blocks * LANES, unit = block * LANES, k
     for k in range(s.w.h_products):
         if s.d_h != s.d_x:
@@ -365,7 +365,7 @@ cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t
 
 
 cdef void single_gradient(const Sequence *s, const Part *p, Py_ssize_t block) noexcept nogil:
-    """Weights of single units: the chunk's sums of each row, which start again from 0."""
+    """Add the chunk's sums for single-unit weights, row by row, and set them to 0."""
     cdef Py_ssize_t row, which
     cdef real *at
     cdef real *total

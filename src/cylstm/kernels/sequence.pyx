@@ -100,7 +100,7 @@ cdef extern from "activations.h":
 
 cdef extern from * nogil:
     """
-    /* Pre-activations of a chunk stay in the second-level cache beside the weights in use. */
+    /* Pre-activations of a chunk stay in the second-level cache with the weights in use. */
     #define CHUNK_BYTES (256 * 1024)
     /* (step, row) pairs of one chunk: enough for every weight load to serve many of them. */
     #define CHUNK_ENTRIES 256
@@ -126,7 +126,7 @@ cdef extern from * nogil:
     #define WEIGHT_BYTES 150e9
     #define SERIAL_STEP 100000
     /* Seconds, beyond what the work itself may take, before a missing thread counts as kept from
-     * running; and before a leader who can do without a thread goes on alone. */
+     * running; and before a leader that can do without a thread goes on alone. */
     #define PATIENCE 300e-6
     #define SHORT_PATIENCE 20e-6
     /* How often Python's signal handlers may run. */
@@ -446,8 +446,7 @@ def add_gradients(list calls, list gradients):
     calls : list of Call
     gradients : list of list of (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)
         IN/OUT, for each call one tuple per direction, shaped as what `Packed` takes, except for
-        biases: (1, 1, G * H) each; added to. Those of what there is not, and of biases, may be
-        None.
+        biases: (1, 1, G * H) each; added to. Biases may be None, and what the cell does not have.
     """
     cdef Call call
     cdef Py_ssize_t i, d

@@ -90,7 +90,7 @@ cdef class Stack:
             None, with nothing done, if there is no such call or if anything is not exactly as
             described (C-contiguous, of the weights' dtype, `out` in memory of its own).
         """
-        # Who comes from another thread, or from a signal handler, meanwhile does without.
+        # A call from another thread, or from a signal handler, meanwhile is planned as usual.
         if not take_claim(&self.claim):
             return None
         try:
@@ -237,13 +237,13 @@ cdef bint apart(View *a, Py_ssize_t size, View *b, Py_ssize_t other) noexcept:
 
 
 cdef bint runs_again(Call call) noexcept:
-    """Whether it may: a plain pass over whole rows, finished, of little memory."""
+    """Whether a call may be run again: a finished plain pass over whole rows, of little memory."""
     return (call.whole and call.extras is None and call.seq[0].tape == NULL and call.job != NULL
             and call.arena.total <= AGAIN_BYTES)
 
 
 cdef bint let_go(list calls) noexcept:
-    """Of the caller's arrays; not if a thread that was left behind may still read them."""
+    """Let go of the caller's arrays; False if a thread left behind may still read them."""
     cdef Call call
     for call in calls:
         if call.job.state != IDLE:
@@ -254,7 +254,7 @@ cdef bint let_go(list calls) noexcept:
 
 
 cdef bint goes_with(Call call, Call first) noexcept:
-    """Whether its states are part of the same arrays as those of the first layer."""
+    """Whether the call's states are in the same arrays as the first layer's."""
     cdef Weights *w = &call.seq[0].w
     cdef Weights *other
     if first is None:
@@ -267,7 +267,7 @@ cdef bint goes_with(Call call, Call first) noexcept:
 
 
 cdef void take_arrays(Call call, Arrays *given, View *y, Py_ssize_t depth) noexcept:
-    """Other arrays in place of the last ones."""
+    """Have a call read and write other arrays than last time."""
     cdef Run *run = <Run *>call.job
     cdef Sequence *s
     cdef Py_ssize_t d, at = depth * call.directions

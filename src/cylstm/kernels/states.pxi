@@ -36,12 +36,12 @@ cdef inline real *copied(const Sequence *s, void *copy, Py_ssize_t entry,
 
 
 cdef inline vec single(const Sequence *s, Py_ssize_t which, Py_ssize_t block) noexcept nogil:
-    """A weight of each unit."""
+    """The block of a single-unit weight, such as a peephole."""
     return vload(<real *>s.w.single + (block * s.w.singles + which) * LANES)
 
 
 cdef inline void add_to(real *at, vec v) noexcept nogil:
-    """Add to the gradient of a weight of single units."""
+    """Add to the gradient of a single-unit weight."""
     vstore(at, vload(at) + v)
 
 
@@ -133,7 +133,7 @@ cdef void pick(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssize_t bl
 
 cdef inline void add_to_mean(const Sequence *s, real *at, Py_ssize_t step, Py_ssize_t row,
                              Py_ssize_t block, vec h) noexcept nogil:
-    """Sum, each time with what rounding took off it (Kahan), so that any length is as accurate."""
+    """Add with compensation of rounding (Kahan), so that sums of any length are as accurate."""
     cdef real *rest = <real *>s.pooled_rest + (row * s.w.out_blocks + block) * LANES
     cdef vec before = vload(at), more = h + vload(rest), total = before + more
     cdef vec part = total - before
@@ -145,7 +145,7 @@ cdef inline void add_to_mean(const Sequence *s, real *at, Py_ssize_t step, Py_ss
 
 cdef vec picked(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
                 Py_ssize_t block) noexcept nogil:
-    """The gradient that the caller's reaches this step's output with."""
+    """Gradient of this step's output: the caller's, or what picking outputs makes of it."""
     cdef Py_ssize_t size = s.w.outputs - block * LANES, time
     cdef real *at
     cdef vec d, h

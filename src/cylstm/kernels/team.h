@@ -72,7 +72,7 @@ typedef struct Job {
 #define SPIN_SECONDS 100e-6
 #define SPIN_AGAIN_SECONDS 2e-3
 #ifdef CYLSTM_CHAOS
-#define ENTRY_SECONDS 2e-3 /* on a busy machine, too, helpers come and are given up later */
+#define ENTRY_SECONDS 2e-3 /* also on a busy machine helpers come, and are given up later */
 #else
 #define ENTRY_SECONDS 100e-6
 #endif
@@ -118,7 +118,7 @@ static void in_child(void) {
 }
 static inline void watch_forks(void) { pthread_atfork(before_fork, after_fork, in_child); }
 
-/* Spin briefly, then let others run: beside another process that may cost the rest of this time
+/* Spin briefly, then let others run: next to another process that may cost the rest of this time
  * slice and a whole one of its own, so it is worth waiting a few hundred microseconds first. */
 static inline void pause_or_yield(ptrdiff_t spins) {
     if (spins < SPINS) CPU_PAUSE();
@@ -435,8 +435,8 @@ static inline Meeting team_meet(Team *team, ptrdiff_t size, double patience, int
     return began > 0 && seconds() - began > patience ? LATE : MET;
 }
 
-/* A thing that one thread has at a time, or none; who does not get it does without. What a thread
- * of the parent process had is free in a child. */
+/* A thing that at most one thread has at a time; a thread that does not get it does without. What a
+ * thread of the parent process had is free in a child. */
 typedef _Atomic int Claim;
 static inline int take_claim(Claim *claim) {
     const int now = atomic_load(&fork_generation);

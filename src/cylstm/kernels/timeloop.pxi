@@ -3,7 +3,7 @@
 # Forward: with enough rows, threads go through groups of rows, stint by stint, and never meet. With
 # few, all threads of a direction share the rows, own blocks of units (whose weights stay in their
 # cache) and meet once per step. Backward goes through chunks of time: first the recurrence, split
-# the same way, then the chunk's share of weight and input gradients, claimed piece by piece. The
+# the same way, then the chunk's part of weight and input gradients, claimed piece by piece. The
 # split never changes the order in which anything is added up.
 #
 # Where another process needs a processor, a team that meets would wait for a time slice whenever a
@@ -71,7 +71,7 @@ ctypedef struct Member:
 
 
 cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noexcept nogil:
-    """Where the share of one of `size` threads begins."""
+    """First of the elements that one of `size` threads gets of n."""
     return n * rank // size
 
 
@@ -277,7 +277,7 @@ cdef void forward_thread(Run *run, Py_ssize_t thread) noexcept nogil:
 
 
 cdef void weights_and_inputs(Run *run, Part *p, Member *me, Py_ssize_t *claimed) noexcept nogil:
-    """The chunk's share of the weight gradients by block, and of dx by entries."""
+    """The chunk's part of the weight gradients, by block, and of dx, by entries."""
     cdef Sequence *s = &run.seq[me.direction]
     cdef Team *team = &run.team[me.direction]
     cdef Py_ssize_t items = s.w.blocks + (p.entries + DX_ENTRIES - 1) // DX_ENTRIES
@@ -472,7 +472,7 @@ cdef Py_ssize_t bound_groups(Run *run, Call call) except -1:
 
 
 cdef void size_scratch(Run *run, Call call, Py_ssize_t rows) noexcept:
-    """What a part needs besides slots or panel."""
+    """Pointers of a part other than slots and panel."""
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t vector = call.level.lanes * call.level.itemsize
     run.lines_size = 3 * s.w.blocks * vector if s.w.norm != NONE else 0
@@ -518,7 +518,7 @@ cdef int plan_forward(Run *run, Call call, Py_ssize_t threads) except -1:
         for d in range(run.directions):
             run.gates[d] = <char *>call.arena.room(1, shared)
     run.patience = PATIENCE + 1e-10 * call.work() / max(1, s.steps)
-    # Not in windows of a call: who was left behind in one may still be there in the next.
+    # Not in windows of a call: a helper left behind in one may still be there in the next.
     run.private = (run.groups == 0 and run.directions == 1 and not call.taped
                    and s.pick == ALL and threads > 1 and call.window == 0)
     if run.private:

@@ -102,7 +102,7 @@ class Elements:
         if targets.size and targets.dtype.kind not in self._kinds:
             expected = "integers" if self._kinds == "iu" else "real numbers"
             raise TypeError(f"{self._names[1]}{at}: expected {expected}, got dtype {targets.dtype}")
-        # Of nothing, the dtype says nothing: that of [] must not become that of all sequences.
+        # The dtype of an empty sequence says nothing: it must not become the dtype of all.
         if not targets.size:
             targets = np.zeros(shape, bool)
         return found, targets, None if mask is None else _mask("mask" + at, mask, shape)
@@ -186,7 +186,7 @@ class Elements:
         return float(losses.sum(dtype=np.float64) / divisor), self._laid_out(slopes)
 
     def _laid_out(self, slopes: Array) -> Any:
-        """From the elements that count to the caller's layout, with 0 elsewhere."""
+        """Lay out the elements that count as the caller did, with 0 elsewhere."""
         gradient: Array
         if self._valid is None:
             gradient = slopes.astype(self._dtype, copy=False).reshape(self._shape)
@@ -223,7 +223,7 @@ def _sequences(value: Any, axes: int) -> tuple[Any, ...] | None:
 
 
 def _as_many(name: str, value: Any, count: int) -> tuple[Any, ...]:
-    """Check a list with as many arrays as there are sequences; empty arrays are lists of none."""
+    """Check a list with as many arrays as there are sequences; an empty array is an empty list."""
     if not isinstance(value, (list, tuple)) and not (count == 0 and np.size(value) == 0):
         raise TypeError(f"{name}: expected a list of {count} arrays, got {type(value).__name__}")
     if len(value) != count:

@@ -1,4 +1,4 @@
-"""Losses of real numbers: squares, absolute values, between them, and quantiles."""
+"""Losses of real numbers: mean squared, mean absolute, Huber's and quantile loss."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ class Adam(Optimizer):
     def _direction(
         self, t: int, g: Array, state: dict[str, Array], new: Array, scratch: Array
     ) -> None:
-        """Update the averages; new := what to take from p, in which `g` may be `new`."""
+        """Update the averages; write into `new`, which may be `g`, what to subtract from p."""
         b1, b2 = self.betas
         m, v = state["exp_avg"], state["exp_avg_sq"]
         np.subtract(g, m, out=scratch)

@@ -53,7 +53,7 @@ class Optimizer:
     def __init__(self, modules: Parameters | Iterable[Parameters], **options: Any) -> None:
         self._modules = modules_of(modules)
         self._steps = 0
-        # Steps of each parameter: fewer than those of all if it has been frozen for a while.
+        # Steps of each parameter: fewer than `steps` if it has been frozen for a while.
         self._counts = [dict.fromkeys(module.params, 0) for module in self._modules]
         self._state: list[dict[str, Array]] = [{} for _ in self._modules]
         self._options: dict[str, Any] = {}
