@@ -901,7 +901,7 @@ SEQUENCES = [
         ("left behind: helpers write the caller's outputs", "run.team_seq.y = NULL", "pass"),
     ),
     *planted(
-        LOOP, ["chaos/test_chaos.py::test_a_handler_calls_the_layer"],
+        LOOP, ["chaos/test_chaos.py::test_pauses"],
         ("hired for while a thread is left behind", "if run.job.state == IDLE:", "if True:"),
     ),
     *planted(
@@ -1198,7 +1198,8 @@ AGAIN = [
          "if call.job.state != IDLE:", "if False:"),
     ),
     *planted(
-        STACK, ["chaos/test_chaos.py::test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it"],
+        STACK,
+        ["chaos/test_chaos.py::test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it"],
         ("again: x given up with a thread left behind", "call.x = x ", "pass"),
     ),
     *planted(
