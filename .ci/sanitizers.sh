@@ -62,7 +62,7 @@ thread() {
     wrapper=(setarch -R) # which this sanitizer needs: no random addresses
     check thread CYLSTM_SEEDS=30 LD_PRELOAD="$(libraries libtsan.so)" \
         TSAN_OPTIONS="suppressions=$root/tests/chaos/tsan.supp exitcode=66" -- \
-        tests/chaos/test_chaos.py -k "bits or checkpoints or share or run_again or loses"
+        tests/chaos/test_chaos.py -k "bits or checkpoints or share or run_again or loses or pauses"
 }
 
 address() {

@@ -42,7 +42,7 @@ def seeds_until(least, count=SEEDS):
 
 def test_bits():
     """Calls of all kinds by turns, in memory that others have just freed."""
-    least = dict.fromkeys(sequence.chaos(0), LEAST)
+    least = dict.fromkeys(sequence.chaos(0), LEAST) | {"ALONE": 0}
     for way, name in CASES:
         expected(way, name)
     for seed in seeds_until(least):
@@ -53,6 +53,14 @@ def test_bits():
             check(seed, way, name)
         assert all(np.all(a == 7) for arrays in given for a in arrays), f"seed {seed}"
         del held
+
+
+def test_pauses():
+    """After one the leader goes on with other helpers, or alone with one of them left behind."""
+    layer, x, right = long_call(2_000)
+    for seed in seeds_until({"PAUSE": LEAST, "ALONE": min(3, LEAST)}, SEEDS // 50):
+        sequence.chaos(seed)
+        assert_same_bits(layer(x, num_threads=2 + seed % 2), right)
 
 
 def test_few_rows_with_checkpoints():

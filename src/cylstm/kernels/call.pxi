@@ -24,6 +24,7 @@ cdef class Call:
     cdef Py_ssize_t *length     # (rows) its steps
     cdef Py_ssize_t *start      # (rows) its first time, if rows are segments; otherwise NULL
     cdef Py_ssize_t *column     # (rows) and its place in the caller's batch
+    cdef Py_ssize_t *span       # (rows) how many steps of time it has, read or not
     cdef Py_ssize_t *y_start    # (rows) its first output, if every k-th of a segment is picked
     cdef Py_ssize_t running     # rows of at least one step
     cdef Py_ssize_t entries     # (step, row) pairs
@@ -253,11 +254,12 @@ cdef class Call:
         if (extras.mask is not None and spans is None) or (
                 extras.pick == "every" and columns is not None):
             raise ValueError("segments: expected spans with a mask, and not every k-th output")
-        self.start = <Py_ssize_t *>self.arena.room(rows, 3 * sizeof(Py_ssize_t), True)
+        self.start = <Py_ssize_t *>self.arena.room(rows, 4 * sizeof(Py_ssize_t), True)
         self.column, self.y_start = self.start + rows, self.start + 2 * rows
+        self.span = self.start + 3 * rows
         for b in range(rows):
             span = self.length[b] if spans is None else spans[self.row[b]]
-            self.start[b] = starts[self.row[b]]
+            self.start[b], self.span[b] = starts[self.row[b]], span
             if columns is not None:
                 self.column[b] = columns[self.row[b]]
             if y_starts is not None:
@@ -272,19 +274,18 @@ cdef class Call:
     cdef Py_ssize_t *times_of(self, Py_ssize_t d, mask) except NULL:
         """The time of each (step, row) pair, from the row's start, in the order they are read."""
         cdef const cnp.uint8_t[:, ::1] valid = mask
-        cdef Py_ssize_t steps = cnp.PyArray_DIM(self.x, 0), b, t, n, column, begin
+        cdef Py_ssize_t steps = cnp.PyArray_DIM(self.x, 0), b, t, n, column, begin, span
         cdef Py_ssize_t *first = self.seq[d].first
         cdef Py_ssize_t *time = <Py_ssize_t *>self.arena.room(max(1, self.entries),
                                                               sizeof(Py_ssize_t))
         cdef bint reverse = self.seq[d].w.reverse
-        cdef const cnp.int64_t[::1] spans = self.extras.spans
         if valid.shape[0] != steps or valid.shape[1] != cnp.PyArray_DIM(self.x, 1):
             raise ValueError(f"mask: expected shape {self.x.shape[:2]}, got {mask.shape}")
         for b in range(self.seq[d].rows):
-            n, begin, column = 0, 0, self.row[b]
+            n, begin, column, span = 0, 0, self.row[b], steps
             if self.start != NULL:
-                begin, column = self.start[b], self.column[b]
-            for t in range(steps if spans is None else spans[self.row[b]]):
+                begin, column, span = self.start[b], self.column[b], self.span[b]
+            for t in range(span):
                 if valid[begin + t, column]:
                     if n < self.length[b]:
                         time[first[self.length[b] - 1 - n if reverse else n] + b] = t

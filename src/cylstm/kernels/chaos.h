@@ -17,7 +17,8 @@
 
 #define CHAOS_ALL(X)                                                                              \
     X(TAKE) X(SLEEP) X(ENTER) X(LEAVE) X(LEFT) X(POST) X(CANCEL) X(CANCELLED) X(ASSEMBLE)         \
-    X(ABANDON) X(REAP) X(REAPED) X(ARRIVE) X(GIVE_UP) X(GIVEN_UP) X(MET) X(CLAIM) X(LEAVE_PIECE)
+    X(ABANDON) X(REAP) X(REAPED) X(ARRIVE) X(GIVE_UP) X(GIVEN_UP) X(MET) X(CLAIM) X(LEAVE_PIECE)      \
+    X(PAUSE) X(ALONE)
 #define CHAOS_ENUM(point) CHAOS_##point,
 #define CHAOS_NAME(point) #point,
 enum { CHAOS_ALL(CHAOS_ENUM) CHAOS_POINTS };

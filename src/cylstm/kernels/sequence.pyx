@@ -129,8 +129,12 @@ cdef extern from * nogil:
      * running; and before a leader that can do without a thread goes on alone. */
     #define PATIENCE 300e-6
     #define SHORT_PATIENCE 20e-6
-    /* How often Python's signal handlers may run. */
+    /* How often Python's signal handlers may run: in the test build in short calls, too. */
+    #ifdef CYLSTM_CHAOS
+    #define SIGNAL_SECONDS 2e-3
+    #else
     #define SIGNAL_SECONDS 0.1
+    #endif
     /* One block holds all small pieces of a short call. */
     #define SMALL_BLOCK 16384
     /* Memory of a layer's last call that may be kept to run it again. */

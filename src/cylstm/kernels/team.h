@@ -337,8 +337,10 @@ static inline void assemble(Job *job, ptrdiff_t expected) {
 
 /* Threads of the team, for one of them; a leader that was not joined by others is alone. */
 static inline ptrdiff_t assembled(Job *job, ptrdiff_t rank) {
-    if (rank == 0) return job->state == RUNNING && atomic_load(&job->size)
-                              ? atomic_load(&job->size) : 1;
+    if (rank == 0) {
+        if (job->state == ABANDONED) HANDOVER(ALONE);
+        return job->state == RUNNING && atomic_load(&job->size) ? atomic_load(&job->size) : 1;
+    }
     for (ptrdiff_t spins = 0; atomic_load(&job->size) == 0; spins++) pause_or_yield(spins);
     return atomic_load(&job->size);
 }
@@ -451,6 +453,7 @@ static inline void drop_claim(Claim *claim) {
 typedef _Atomic int Flag;
 static inline int flag_of(Flag *flag) { return atomic_load_explicit(flag, memory_order_relaxed); }
 static inline void raise_flag(Flag *flag) {
+    HANDOVER(PAUSE);
     atomic_store_explicit(flag, 1, memory_order_relaxed);
 }
 static inline void lower_flag(Flag *flag) {
