@@ -31,6 +31,8 @@ REALS = ("f64", "f32")
 BOTH_REALS = {"simd.h"}
 BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
+PROCESSOR_SECONDS = 200  # of a trial, also where a test takes the alarm clock for itself
+CHAOS_SEEDS = "150"
 # Exit statuses: 0 to 2 are pytest's own, for tests that pass, fail, or cannot be collected.
 PASSED, FAILED, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 97, 98, 99
 
@@ -66,7 +68,8 @@ def copy_of_the_tree(folder):
 
 def build():
     """Compile what is out of date in the current folder; whether that was possible."""
-    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O0"}
+    # With the delays of tests/chaos, which are off in all other tests.
+    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O0", "CYLSTM_CHECKS": "chaos"}
     sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
     try:
         runpy.run_path("setup.py")
@@ -94,14 +97,21 @@ class TimeLimit:
         signal.alarm(TEST_SECONDS)
 
 
+def path_of(name):
+    """What pytest calls a test: from [DIRECTORY/]NAME[::FUNCTION] to a path."""
+    file, colons, function = name.partition("::")
+    folder, slash, file = file.rpartition("/")
+    return f"{ROOT}/tests/{folder}{slash}test_{file}.py{colons}{function}"
+
+
 def run_tests(folder, tests, words=""):
     """Run test files, and of those what `words` select, until one test fails."""
     os.chdir(folder)
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ["CYLSTM_SEEDS"] = CHAOS_SEEDS
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
-    parts = [name.partition("::") for name in tests]
-    paths = [f"{ROOT}/tests/test_{file}.py{colons}{test}" for file, colons, test in parts]
+    paths = [path_of(name) for name in tests]
     options = ["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", words]
     return pytest.main([*options, *paths], plugins=[TimeLimit()])
 
@@ -138,6 +148,7 @@ def started(log, work, *arguments):
         os.setsid()
         signal.alarm(BUILD_SECONDS)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)
