@@ -3,7 +3,8 @@
     python tests/mutants.py [--all | --count N] [--seed N] [--jobs N] [words]
 
 Builds a copy of the tree with one instruction set, checks that the tests pass there, and then, for
-one mutant after another, rebuilds what depends on its file and runs that file's tests. There are
+one mutant after another, rebuilds what depends on its file and runs that file's tests; mutants
+written by hand are compiled all together where that can be (`mutation/joined.py`). There are
 mutants written by hand, which know the mathematics (`mutation/written`), and mutants made by rule
 from every line of code (`mutation/generate.py`), of which `--count` take part, always the same ones
 for a seed. Words choose mutants by their file or reason.
@@ -20,7 +21,7 @@ import time
 from multiprocessing import connection
 from pathlib import Path
 
-from mutation import generate, patches, trial
+from mutation import generate, joined, patches, trial
 
 SOURCES = trial.ROOT / "src" / "cylstm"
 # A fixed sample, so that each of its survivors has been looked at once. More come to light by hand.
@@ -43,7 +44,7 @@ TESTS = {
     "dense.pxi": "linear dense",
     "linear.pxi": "linear dense embedding",
     "guard.h": "dense linear",
-    "machine.h": "floating_point machine layers threads",
+    "machine.h": "floating_point machine threads",
     "stack.pxi": "again",
     "memory.pxi": "native again variants machine",
     "team.h": "terms again machine",
@@ -59,16 +60,15 @@ TESTS = {
     "algorithms.py": "optim::test_formulas optim",
     "clipping.py": "optim",
     "optimizer.py": "optim::test_formulas optim",
-    "layers.py": "options init variants layers",
+    "layers.py": "options init variants",
     "linear.py": "linear dense",
     "loading.py": "loading params",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps reset",
-    "params.py": "params optim::test_frozen_parameters_are_left_alone layers options",
+    "params.py": "params optim::test_frozen_parameters_are_left_alone options",
     "ragged.py": "linear embedding",
     "recurrent.py": (
-        "options dropout regularisation topology variants sequences gradients initial_states "
-        "layers arrays"
+        "options dropout regularisation topology variants sequences gradients initial_states arrays"
     ),
     "segments.py": "reset",
     "states.py": "initial_states topology reset variants bad_input",
@@ -123,15 +123,16 @@ class Run:
     """Trials side by side, on a base that has been built and tested."""
 
     def __init__(self, scratch, jobs):
-        self.scratch, self.jobs, self.base = scratch, jobs, scratch / "base"
+        self.scratch, self.jobs = scratch, jobs
+        self.base, self.joined = scratch / "base", scratch / "joined"
 
     def prepare(self, tests):
         """Build the base and see that the tests pass on it."""
         log = self.scratch / "build.log"
         if trial.ended(trial.started(log, trial.build_base, self.base)) != trial.PASSED:
             raise SystemExit(f"{log.read_text()}\nthe sources do not build")
-        work = [(trial.run_tests, self.base, [name]) for name in tests]
-        for (_, _, [name]), status, log, seconds in self.results(work):
+        work = [(trial.run_tests, self.base, [name], words) for name, words in tests.items()]
+        for (_, _, [name], _), status, log, seconds in self.results(work):
             if status != trial.PASSED:
                 raise SystemExit(f"{log.read_text()}\n{name} fails without any mutant")
             print(f"{seconds:4.1f} s  no mutant, {name}: passes", flush=True)
@@ -149,13 +150,36 @@ class Run:
                 process, piece, log, start = running.pop(sentinel)
                 yield piece, trial.ended(process), log, time.perf_counter() - start
 
-    def survivors(self, mutants):
+    def join(self, mutants):
+        """Build many mutants at once; the numbers of those that can be tried so."""
+        texts, numbers = {}, []
+        for file in sorted({m.file for m in mutants if not m.file.endswith(".py")}):
+            own = [(i, m) for i, m in enumerate(mutants, 1) if m.file == file]
+            source = (SOURCES / file).read_text()
+            text, joint = joined.join(source, own, file)
+            if joint:
+                texts[file] = joined.with_choice(text, file) if file.endswith(".h") else text
+                numbers += joint
+        for file in ("kernels/level.pxi", "kernels/sequence.pyx") if texts else ():
+            text = texts.get(file, (SOURCES / file).read_text())
+            texts[file] = joined.with_choice(text, file)
+        log = self.scratch / "joined.log"
+        work = trial.started(log, trial.build_joined, self.base, self.joined, texts)
+        if texts and trial.ended(work) == trial.PASSED:
+            return set(numbers)
+        print(f"{log.read_text()}\nnot built together", flush=True)
+        return set()
+
+    def survivors(self, mutants, together):
         """Try mutants, say what became of each, and return those that live."""
         alive, killed, none = [], 0, 0
+        numbers = self.join(mutants[:together])
+        print(f"{len(numbers)} mutants built together", flush=True)
         work = [
-            (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m))
-            for i, m in enumerate(mutants)
-        ]
+            (trial.try_joined, self.joined, i, m, tests_of(m)) if i in numbers
+            else (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m))
+            for i, m in enumerate(mutants, 1)
+        ]  # fmt: skip
         for (_, _, _, mutant, _), status, log, seconds in self.results(work):
             verdict = verdict_of(status, log)
             print(f"{seconds:4.1f} s  {mutant.described()}: {verdict}", flush=True)
@@ -202,9 +226,9 @@ def main():
         return 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
-        tests = [test.partition("::")[0] for m in chosen for test in tests_of(m)]
-        run.prepare(dict.fromkeys(tests))
-        alive = run.survivors(chosen)
+        words = sorted((trial.words_for(m), test) for m in chosen for test in tests_of(m))
+        run.prepare({test: of for of, test in reversed(words)})
+        alive = run.survivors(chosen, len(by_hand))
     for mutant in alive:
         print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")
     return bool(alive)

@@ -29,6 +29,12 @@ LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 # One instruction set, and float64 alone except for what differs between the two.
 REALS = ("f64", "f32")
 BOTH_REALS = {"simd.h"}
+SAME_IN_BOTH = {
+    "activations.py", "batches.py", "cells.py", "layers.py", "masks.py", "outputs.py",
+    "recurrent.py", "segments.py", "states.py", "truncated.py", "weights.py",
+}  # fmt: skip
+# A million steps take long without optimisation.
+QUICK, OF_ONE_REAL = "not 1000000", "not 1000000 and not float32"
 BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
 PROCESSOR_SECONDS = 200  # of a trial, also where a test takes the alarm clock for itself
@@ -90,6 +96,30 @@ def build_base(folder):
     return PASSED
 
 
+def build_joined(base, folder, texts):
+    """A copy of the base with other texts of some source files."""
+    shutil.copytree(base, folder)
+    os.chdir(folder)
+    for file, text in texts.items():
+        Path("src", "cylstm", file).write_text(text)
+    for built in [*KERNELS.glob("*.c"), *KERNELS.glob("*.so")]:
+        built.unlink()
+    return PASSED if build() else NOT_BUILT
+
+
+def try_joined(folder, number, mutant, tests):
+    """Exit status of the tests with one of the mutants of a joined build."""
+    os.environ["CYLSTM_MUTANT"] = str(number)
+    return run_tests(folder, tests, words_for(mutant))
+
+
+def words_for(mutant):
+    """Which of its tests a mutant is tried with: of float64 alone where the two are alike."""
+    path = Path(mutant.file)
+    alike = path.name in SAME_IN_BOTH if path.suffix == ".py" else path.name not in BOTH_REALS
+    return OF_ONE_REAL if alike else QUICK
+
+
 class TimeLimit:
     """A plugin of pytest: the process ends where a test takes too long, whatever it waits for."""
 
@@ -104,7 +134,7 @@ def path_of(name):
     return f"{ROOT}/tests/{folder}{slash}test_{file}.py{colons}{function}"
 
 
-def run_tests(folder, tests, words=""):
+def run_tests(folder, tests, words):
     """Run test files, and of those what `words` select, until one test fails."""
     os.chdir(folder)
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -127,7 +157,7 @@ def try_mutant(base, folder, mutant, tests):
             compile(mutant.text, path.name, "exec")
         except SyntaxError:
             return NOT_BUILT
-        return run_tests(folder, tests)
+        return run_tests(folder, tests, words_for(mutant))
     # What C includes does not change what Cython makes.
     kinds = (".so",) if path.suffix == ".h" else (".so", ".c")
     touched = modules(mutant.file)
@@ -138,7 +168,7 @@ def try_mutant(base, folder, mutant, tests):
     libraries = [p for unit in touched for p in KERNELS.glob(f"{unit}.*.so")]
     if all(p.read_bytes() == (base / p).read_bytes() for p in libraries):
         return UNCHANGED
-    return run_tests(folder, tests, "" if path.name in BOTH_REALS else "not float32")
+    return run_tests(folder, tests, words_for(mutant))
 
 
 def started(log, work, *arguments):
