@@ -126,16 +126,40 @@ class Run:
         self.scratch, self.jobs = scratch, jobs
         self.base, self.joined = scratch / "base", scratch / "joined"
 
-    def prepare(self, tests):
-        """Build the base and see that the tests pass on it."""
+    def prepare(self, tests, mutants):
+        """Build the base, mutants in one copy of it, and see that the tests pass without any."""
         log = self.scratch / "build.log"
         if trial.ended(trial.started(log, trial.build_base, self.base)) != trial.PASSED:
             raise SystemExit(f"{log.read_text()}\nthe sources do not build")
-        work = [(trial.run_tests, self.base, [name], words) for name, words in tests.items()]
+        self.numbers = self.join(mutants)
+        print(f"{len(self.numbers)} mutants built together", flush=True)
+        folder = self.joined if self.numbers else self.base
+        work = [(trial.run_tests, folder, [name], words) for name, words in tests.items()]
         for (_, _, [name], _), status, log, seconds in self.results(work):
             if status != trial.PASSED:
                 raise SystemExit(f"{log.read_text()}\n{name} fails without any mutant")
             print(f"{seconds:4.1f} s  no mutant, {name}: passes", flush=True)
+
+    def join(self, mutants):
+        """Build many mutants at once; the numbers of those that can be tried so."""
+        texts, numbers = {}, []
+        for file in sorted({m.file for m in mutants if not m.file.endswith(".py")}):
+            own = [(i, m) for i, m in enumerate(mutants, 1) if m.file == file]
+            source = (SOURCES / file).read_text()
+            text, joint = joined.join(source, own, file)
+            if joint:
+                texts[file] = joined.with_choice(text, file) if file.endswith(".h") else text
+                numbers += joint
+        if not texts:
+            return set()
+        for file in ("kernels/level.pxi", "kernels/sequence.pyx"):
+            text = texts.get(file, (SOURCES / file).read_text())
+            texts[file] = joined.with_choice(text, file)
+        log = self.scratch / "joined.log"
+        work = trial.started(log, trial.build_joined, self.base, self.joined, texts)
+        if trial.ended(work) != trial.PASSED:
+            raise SystemExit(f"{log.read_text()}\nthe mutants do not build together")
+        return set(numbers)
 
     def results(self, work):
         """Do pieces of work in processes; yield each with exit status, log and seconds."""
@@ -150,33 +174,11 @@ class Run:
                 process, piece, log, start = running.pop(sentinel)
                 yield piece, trial.ended(process), log, time.perf_counter() - start
 
-    def join(self, mutants):
-        """Build many mutants at once; the numbers of those that can be tried so."""
-        texts, numbers = {}, []
-        for file in sorted({m.file for m in mutants if not m.file.endswith(".py")}):
-            own = [(i, m) for i, m in enumerate(mutants, 1) if m.file == file]
-            source = (SOURCES / file).read_text()
-            text, joint = joined.join(source, own, file)
-            if joint:
-                texts[file] = joined.with_choice(text, file) if file.endswith(".h") else text
-                numbers += joint
-        for file in ("kernels/level.pxi", "kernels/sequence.pyx") if texts else ():
-            text = texts.get(file, (SOURCES / file).read_text())
-            texts[file] = joined.with_choice(text, file)
-        log = self.scratch / "joined.log"
-        work = trial.started(log, trial.build_joined, self.base, self.joined, texts)
-        if texts and trial.ended(work) == trial.PASSED:
-            return set(numbers)
-        print(f"{log.read_text()}\nnot built together", flush=True)
-        return set()
-
-    def survivors(self, mutants, together):
+    def survivors(self, mutants):
         """Try mutants, say what became of each, and return those that live."""
         alive, killed, none = [], 0, 0
-        numbers = self.join(mutants[:together])
-        print(f"{len(numbers)} mutants built together", flush=True)
         work = [
-            (trial.try_joined, self.joined, i, m, tests_of(m)) if i in numbers
+            (trial.try_joined, self.joined, i, m, tests_of(m)) if i in self.numbers
             else (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m))
             for i, m in enumerate(mutants, 1)
         ]  # fmt: skip
@@ -227,8 +229,8 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
         words = sorted((trial.words_for(m), test) for m in chosen for test in tests_of(m))
-        run.prepare({test: of for of, test in reversed(words)})
-        alive = run.survivors(chosen, len(by_hand))
+        run.prepare({test: of for of, test in reversed(words)}, by_hand)
+        alive = run.survivors(chosen)
     for mutant in alive:
         print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")
     return bool(alive)

@@ -86,7 +86,7 @@ def choice(old, choices):
     indent = re.match(" *", old[0])[0]
     texts = [(n, " ".join(line.strip().removesuffix("\\") for line in new)) for n, new in choices]
     text = " ".join(line.strip().removesuffix("\\") for line in old)
-    if not indent:
+    if not indent or any(not t or t.startswith("#") for t in (text, *(t for _, t in texts))):
         return None
     if word := re.match(r"(?:el)?if ", text):
         heads = [text, *(new for _, new in texts)]
@@ -94,7 +94,8 @@ def choice(old, choices):
             return None
         made = text[word.end() : -1]
         for n, new in texts:
-            made = f"({new[word.end() : -1]}) if chosen_mutant == {n} else ({made})"
+            other = f"chosen_mutant == {n} and ({new[word.end() : -1]})"
+            made = f"{other} or chosen_mutant != {n} and ({made})"
         return [f"{indent}{word[0]}{made}:"]
     first = []
     if declared := DECLARED.match(text):
@@ -110,8 +111,6 @@ def choice(old, choices):
         return None
     made = []
     for n, new in choices:
-        if not any(line.strip() for line in new):
-            return None
         made += [f"{indent}{'elif' if made else 'if'} chosen_mutant == {n}:"]
         made += ["    " + line for line in new]
     return [*first, *made, f"{indent}else:", *("    " + line for line in old)]
