@@ -102,7 +102,7 @@ def build_joined(base, folder, texts):
     os.chdir(folder)
     for file, text in texts.items():
         Path("src", "cylstm", file).write_text(text)
-    for built in [*KERNELS.glob("*.c"), *KERNELS.glob("*.so")]:
+    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:  # those in build, too
         built.unlink()
     return PASSED if build() else NOT_BUILT
 
