@@ -37,7 +37,10 @@ CALLS = (
     "initial_states terms"
 )
 TESTS = {
-    "activations.h": "variants::test_activations_against_the_oracle activations variants terms",
+    "activations.h": (
+        "variants::test_activations_against_the_oracle activations "
+        "variants::test_against_the_oracle variants terms"
+    ),
     "simd.h": "activations sequences variants gradients",
     "tile.h": "forward variants gradients",
     "dense.h": "linear dense",
@@ -50,7 +53,12 @@ TESTS = {
     "team.h": "terms again machine",
     "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
-    "batches.py": "steps sequences topology reset arrays bad_input",
+    "batches.py": (
+        "steps::test_a_list_has_the_bits_of_lengths sequences "
+        "steps::test_returned_outputs_of_a_list_and_of_a_row_alone "
+        "steps::test_masked_steps_are_as_if_they_were_not_there "
+        "topology reset steps arrays bad_input"
+    ),
     "cells.py": "variants",
     "checks.py": "bad_input arrays options steps init linear losses optim",
     "dispatch.py": "activations build",
