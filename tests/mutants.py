@@ -31,14 +31,22 @@ LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py", "chaos.h"}
 # The tests of a source file, those that find its errors soonest first: NAME or DIRECTORY/NAME of a
 # test_NAME.py, or one of its functions, NAME::FUNCTION. A Python module that is not here has the
 # test of its own name.
-KERNELS = "variants sequences terms steps reset regularisation topology gradients trace"
+FIRST = (
+    "variants::test_against_the_oracle steps::test_returned_outputs "
+    "steps::test_masked_steps_are_as_if_they_were_not_there reset::test_as_the_oracle trace"
+)
+KERNELS = (
+    f"{FIRST} sequences topology::test_merging regularisation terms reset steps variants gradients "
+    "initial_states"
+)
 CALLS = (
-    "native steps::test_lists_of_little variants sequences reset topology trace steps gradients "
-    "initial_states terms"
+    f"native steps::test_lists_of_little sequences {FIRST} topology::test_merging reset steps "
+    "gradients initial_states terms"
 )
 TESTS = {
     "activations.h": (
-        "variants::test_activations_against_the_oracle activations "
+        "variants::test_activations_against_the_oracle terms::test_no_digits_cancel "
+        "terms::test_a_nan_passes_every_activation activations "
         "variants::test_against_the_oracle variants terms"
     ),
     "simd.h": "activations sequences variants gradients",
@@ -68,7 +76,10 @@ TESTS = {
     "algorithms.py": "optim::test_formulas optim",
     "clipping.py": "optim",
     "optimizer.py": "optim::test_formulas optim",
-    "layers.py": "options init variants",
+    "layers.py": (
+        "options init variants::test_activations_against_the_oracle "
+        "variants::test_forget_bias_of_every_variant variants"
+    ),
     "linear.py": "linear dense",
     "loading.py": "loading params",
     "masks.py": "regularisation dropout variants",
@@ -79,9 +90,9 @@ TESTS = {
         "options dropout regularisation topology variants sequences gradients initial_states arrays"
     ),
     "segments.py": "reset",
-    "states.py": "initial_states topology reset variants bad_input",
+    "states.py": "initial_states reset::test_as_the_oracle topology reset variants bad_input",
     "stored.py": "dense linear embedding params",
-    "weights.py": "variants gradients initial_states",
+    "weights.py": "variants::test_against_the_oracle initial_states variants gradients",
 }
 
 
