@@ -100,7 +100,7 @@ def tests_of(mutant):
     """The tests of a mutant by name, in the order in which they are run."""
     file = mutant.file
     path = Path(file)
-    names = (mutant.tests or TESTS.get(path.name, "")).split()
+    names = TESTS.get(path.name, "").split()
     if not names and path.suffix == ".py":
         names = [path.stem] * (trial.ROOT / "tests" / f"test_{path.stem}.py").exists()
     elif not names:
@@ -108,7 +108,7 @@ def tests_of(mutant):
         names = (KERNELS if levels else CALLS).split()
     if not names:
         raise SystemExit(f"{file}: no tests are known for it: add them to TESTS in {__file__}")
-    return names
+    return mutant.tests.split() + names
 
 
 def written():
@@ -247,7 +247,13 @@ def main():
         return 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
-        words = sorted((trial.words_for(m), test) for m in chosen for test in tests_of(m))
+        whole = {test for m in chosen for test in tests_of(m) if "::" not in test}
+        words = sorted(
+            (trial.words_for(m), test)
+            for m in chosen
+            for test in tests_of(m)
+            if test in whole or test.partition("::")[0] not in whole
+        )
         run.prepare({test: of for of, test in reversed(words)}, by_hand)
         alive = run.survivors(chosen)
     for mutant in alive:

@@ -4,7 +4,7 @@
 the generator made and that no test can or need kill. Both are blocks, an empty line between them:
 
     why the change is wrong, or why it is not
-    ? tests that find it, where those of its file do not or come to it late
+    ? tests that find it, to be run before those of its file
     @ the name of its function or class, where the old text occurs elsewhere, too
     - old text, one line or several, whole or in part
     + new text
@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     text: str  # of the whole file with the change
-    tests: str = ""  # instead of those of the file
+    tests: str = ""  # to be run before those of the file
 
     def described(self):
         """Why alone for one written by hand; the change itself for a generated one."""
