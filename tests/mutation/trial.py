@@ -38,7 +38,7 @@ QUICK, OF_ONE_REAL = "not 1000000", "not 1000000 and not float32"
 BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
 PROCESSOR_SECONDS = 200  # of a trial, also where a test takes the alarm clock for itself
-CHAOS_SEEDS = "150"
+CHAOS_SEEDS = "60"
 # Exit statuses: 0 to 5 are pytest's own, for tests that pass, fail, or cannot be collected.
 PASSED, FAILED, NO_TESTS, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 5, 97, 98, 99
 
