@@ -28,7 +28,7 @@ KERNELS = Path("src", "cylstm", "kernels")
 LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 # One instruction set, and float64 alone except for what differs between the two.
 REALS = ("f64", "f32")
-BOTH_REALS = {"simd.h"}
+BOTH_REALS = {"simd.h", "states.pxi"}
 SAME_IN_BOTH = {
     "activations.py", "batches.py", "cells.py", "layers.py", "masks.py", "outputs.py",
     "recurrent.py", "segments.py", "states.py", "truncated.py", "weights.py",
