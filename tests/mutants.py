@@ -3,7 +3,8 @@
     python tests/mutants.py [--all | --count N] [--seed N] [--jobs N] [words]
 
 Builds a copy of the tree with one instruction set, checks that the tests pass there, and then, for
-one mutant after another, rebuilds what depends on its file and runs that file's tests. There are
+one mutant after another, rebuilds what depends on its file and runs that file's tests; mutants
+written by hand are compiled all together where that can be (`mutation/joined.py`). There are
 mutants written by hand, which know the mathematics (`mutation/written`), and mutants made by rule
 from every line of code (`mutation/generate.py`), of which `--count` take part, always the same ones
 for a seed. Words choose mutants by their file or reason.
@@ -20,42 +21,84 @@ import time
 from multiprocessing import connection
 from pathlib import Path
 
-from mutation import generate, patches, trial
+from mutation import generate, joined, patches, trial
 
 SOURCES = trial.ROOT / "src" / "cylstm"
 # A fixed sample, so that each of its survivors has been looked at once. More come to light by hand.
 SEED, COUNT = 1, 40
 # No mathematics in them.
-LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py"}
-# The tests of a source file, test_*.py or one of its functions, those that find its errors soonest
-# first. A Python module that is not here has the test of its own name.
-KERNELS = "variants sequences terms steps regularisation topology gradients trace"
-CALLS = "native steps::test_lists_of_little variants sequences terms topology trace steps gradients"
+LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py", "chaos.h"}
+# The tests of a source file, those that find its errors soonest first: NAME or DIRECTORY/NAME of a
+# test_NAME.py, or one of its functions, NAME::FUNCTION. A Python module that is not here has the
+# test of its own name.
+FIRST = (
+    "variants::test_against_the_oracle steps::test_returned_outputs "
+    "steps::test_masked_steps_are_as_if_they_were_not_there reset::test_as_the_oracle trace"
+)
+KERNELS = (
+    f"{FIRST} sequences topology::test_merging regularisation terms reset steps variants "
+    "gradients::test_reference initial_states"
+)
+CALLS = (
+    f"native steps::test_lists_of_little sequences {FIRST} topology::test_merging reset steps "
+    "gradients::test_reference initial_states terms"
+)
 TESTS = {
-    "activations.h": "variants::test_activations_against_the_oracle activations variants terms",
-    "simd.h": "activations sequences variants gradients",
-    "tile.h": "forward variants gradients",
-    "blas.pyx": "blas linear",
+    "activations.h": (
+        "variants::test_activations_against_the_oracle terms::test_no_digits_cancel "
+        "terms::test_a_nan_passes_every_activation activations "
+        "variants::test_against_the_oracle variants terms"
+    ),
+    "simd.h": "activations sequences variants gradients::test_reference",
+    "tile.h": "forward variants gradients::test_reference",
+    "dense.h": "linear dense",
+    "dense.pxi": "linear dense",
+    "linear.pxi": "linear dense embedding",
+    "guard.h": "dense linear",
+    "machine.h": "floating_point machine threads",
     "stack.pxi": "again",
-    "memory.pxi": "again native variants",
-    "team.h": "terms again",
+    "memory.pxi": "native again variants machine",
+    "team.h": "terms again machine",
+    "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
-    "batches.py": "steps sequences topology bad_input",
+    "batches.py": (
+        "steps::test_a_list_has_the_bits_of_lengths sequences "
+        "steps::test_returned_outputs_of_a_list_and_of_a_row_alone "
+        "steps::test_masked_steps_are_as_if_they_were_not_there "
+        "topology reset steps arrays bad_input"
+    ),
     "cells.py": "variants",
-    "checks.py": "bad_input options steps init linear losses optim",
+    "checks.py": "bad_input arrays options steps init linear losses optim",
     "dispatch.py": "activations build",
-    "layers.py": "options init variants",
-    "linear.py": "linear bad_input",
+    "elements.py": "losses::test_formulas losses",
+    "classification.py": "losses::test_formulas losses",
+    "regression.py": "losses::test_formulas losses",
+    "algorithms.py": "optim::test_formulas optim",
+    "clipping.py": "optim",
+    "optimizer.py": "optim::test_formulas optim",
+    "layers.py": (
+        "options init variants::test_activations_against_the_oracle "
+        "variants::test_forget_bias_of_every_variant variants"
+    ),
+    "linear.py": "linear dense",
+    "loading.py": "loading params",
     "masks.py": "regularisation dropout variants",
-    "outputs.py": "topology steps",
-    "recurrent.py": "options dropout regularisation topology variants sequences gradients",
-    "states.py": "topology variants bad_input",
-    "weights.py": "variants gradients",
+    "outputs.py": "topology steps reset",
+    "params.py": "params optim::test_frozen_parameters_are_left_alone options",
+    "ragged.py": "linear embedding",
+    "recurrent.py": (
+        "options dropout regularisation topology variants sequences initial_states arrays"
+    ),
+    "segments.py": "reset",
+    "states.py": "initial_states reset::test_as_the_oracle topology reset variants bad_input",
+    "stored.py": "dense linear embedding params",
+    "weights.py": "variants::test_against_the_oracle initial_states variants",
 }
 
 
-def tests_of(file):
-    """The tests of a source file by name, in the order in which they are run."""
+def tests_of(mutant):
+    """The tests of a mutant by name, in the order in which they are run."""
+    file = mutant.file
     path = Path(file)
     names = TESTS.get(path.name, "").split()
     if not names and path.suffix == ".py":
@@ -65,7 +108,7 @@ def tests_of(file):
         names = (KERNELS if levels else CALLS).split()
     if not names:
         raise SystemExit(f"{file}: no tests are known for it: add them to TESTS in {__file__}")
-    return names
+    return mutant.tests.split() + names
 
 
 def written():
@@ -99,18 +142,43 @@ class Run:
     """Trials side by side, on a base that has been built and tested."""
 
     def __init__(self, scratch, jobs):
-        self.scratch, self.jobs, self.base = scratch, jobs, scratch / "base"
+        self.scratch, self.jobs = scratch, jobs
+        self.base, self.joined = scratch / "base", scratch / "joined"
 
-    def prepare(self, tests):
-        """Build the base and see that the tests pass on it."""
+    def prepare(self, tests, mutants):
+        """Build the base, mutants in one copy of it, and see that the tests pass without any."""
         log = self.scratch / "build.log"
         if trial.ended(trial.started(log, trial.build_base, self.base)) != trial.PASSED:
             raise SystemExit(f"{log.read_text()}\nthe sources do not build")
-        work = [(trial.run_tests, self.base, [name]) for name in tests]
-        for (_, _, [name]), status, log, seconds in self.results(work):
+        self.numbers = self.join(mutants)
+        print(f"{len(self.numbers)} mutants built together", flush=True)
+        folder = self.joined if self.numbers else self.base
+        work = [(trial.run_tests, folder, [name], words) for name, words in tests.items()]
+        for (_, _, [name], _), status, log, seconds in self.results(work):
             if status != trial.PASSED:
-                raise SystemExit(f"{log.read_text()}\ntest_{name}.py fails without any mutant")
-            print(f"{seconds:4.1f} s  no mutant, test_{name}.py: passes", flush=True)
+                raise SystemExit(f"{log.read_text()}\n{name} fails without any mutant")
+            print(f"{seconds:4.1f} s  no mutant, {name}: passes", flush=True)
+
+    def join(self, mutants):
+        """Build many mutants at once; the numbers of those that can be tried so."""
+        texts, numbers = {}, []
+        for file in sorted({m.file for m in mutants if not m.file.endswith(".py")}):
+            own = [(i, m) for i, m in enumerate(mutants, 1) if m.file == file]
+            source = (SOURCES / file).read_text()
+            text, joint = joined.join(source, own, file)
+            if joint:
+                texts[file] = joined.with_choice(text, file) if file.endswith(".h") else text
+                numbers += joint
+        if not texts:
+            return set()
+        for file in ("kernels/level.pxi", "kernels/sequence.pyx"):
+            text = texts.get(file, (SOURCES / file).read_text())
+            texts[file] = joined.with_choice(text, file)
+        log = self.scratch / "joined.log"
+        work = trial.started(log, trial.build_joined, self.base, self.joined, texts)
+        if trial.ended(work) != trial.PASSED:
+            raise SystemExit(f"{log.read_text()}\nthe mutants do not build together")
+        return set(numbers)
 
     def results(self, work):
         """Do pieces of work in processes; yield each with exit status, log and seconds."""
@@ -129,9 +197,10 @@ class Run:
         """Try mutants, say what became of each, and return those that live."""
         alive, killed, none = [], 0, 0
         work = [
-            (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m.file))
-            for i, m in enumerate(mutants)
-        ]
+            (trial.try_joined, self.joined, i, m, tests_of(m)) if i in self.numbers
+            else (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m))
+            for i, m in enumerate(mutants, 1)
+        ]  # fmt: skip
         for (_, _, _, mutant, _), status, log, seconds in self.results(work):
             verdict = verdict_of(status, log)
             print(f"{seconds:4.1f} s  {mutant.described()}: {verdict}", flush=True)
@@ -178,8 +247,14 @@ def main():
         return 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
-        tests = [test.partition("::")[0] for m in chosen for test in tests_of(m.file)]
-        run.prepare(dict.fromkeys(tests))
+        whole = {test for m in chosen for test in tests_of(m) if "::" not in test}
+        words = sorted(
+            (trial.words_for(m), test)
+            for m in chosen
+            for test in tests_of(m)
+            if test in whole or test.partition("::")[0] not in whole
+        )
+        run.prepare({test: of for of, test in reversed(words)}, by_hand)
         alive = run.survivors(chosen)
     for mutant in alive:
         print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")

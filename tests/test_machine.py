@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import numpy as np
 from helpers import run_python
 
 import cylstm
@@ -61,3 +62,12 @@ def test_counting_memory_allocates_nothing():
         assert tracemalloc.get_traced_memory()[1] < 20_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_tape_of_many_megabytes():
+    """Large blocks are allocated in a way of their own."""
+    layer = cylstm.RNN(4, 64, rng=0)
+    x = np.random.default_rng(0).normal(size=(400, 64, 4)).astype("f")
+    y, _, tape = layer.forward(x)
+    dx, _ = layer.backward(tape, np.ones_like(y))
+    assert np.isfinite(dx).all() and np.isfinite(y).all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cylstm
+from cylstm.cells import Extras
 from cylstm.kernels import sequence
 
 STEPS, ROWS, INPUTS, HIDDEN = 3, 2, 4, 5
@@ -96,3 +97,31 @@ def test_gradients_are_added_all_or_none():
     for nothing in (tape, sequence.Call.__new__(sequence.Call), None):
         with pytest.raises(ValueError, match="calls: expected"):
             sequence.add_gradients([nothing], gradients())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"starts": [0, 4]},
+        {"starts": [0, -1]},
+        {"columns": [0, ROWS]},
+        {"columns": [-1, 0]},
+        {"spans": [1, STEPS]},
+        {"spans": [0, 1]},
+        {"starts": [0]},
+    ],
+    ids=str,
+)
+def test_segments_outside_of_x_are_refused(wrong):
+    """More steps than rows, so that a bound of the other axis shows."""
+    given = {"starts": [0, 1], "columns": [0, 1], "spans": [1, 1]}
+    lengths, mask = np.array([1, 1]), np.ones((STEPS, ROWS), np.uint8)
+
+    def run(**values):
+        arrays = {name: np.array(value) for name, value in values.items()}
+        extras = Extras(mask=mask, **arrays)
+        return sequence.forward(weights(), X, None, NOTHING, lengths, False, 1, extras)
+
+    assert len(run(**given)[1][0][0]) == 2
+    with pytest.raises(ValueError, match="starts"):
+        run(**given | wrong)

@@ -68,6 +68,44 @@ def test_first_steps_by_hand():
     assert_close(module.flat_params, [0.95 * 0.85 - 0.1, 0.95 * 2.5 + 0.1], 1e-15)
 
 
+def updated(make, options, p, g, state, t):
+    """New parameters by the formulas of the docstrings; `state` is changed."""
+    o = {"lr": 1e-3, "momentum": 0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0} | options
+    lr, decay = o["lr"], o["weight_decay"]
+    if make is SGD:
+        g = g + decay * p
+        v = state["v"] = o["momentum"] * state.get("v", 0) + g
+        return p - lr * (g + o["momentum"] * v if "nesterov" in o else v)
+    if make is AdamW:
+        p = p - lr * options.get("weight_decay", 0.01) * p
+    else:
+        g = g + decay * p
+    b1, b2 = o["betas"]
+    m = state["m"] = b1 * state.get("m", 0) + (1 - b1) * g
+    v = state["v"] = b2 * state.get("v", 0) + (1 - b2) * g**2
+    return p - lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + o["eps"])
+
+
+@pytest.mark.parametrize(("make", "name", "options"), CASES)
+def test_formulas(make, name, options):
+    """Of parameters side by side, of which some are frozen for a while and then go on."""
+    module = Parameters({"a": (3,), "b": (5,), "c": (2,)}, np.dtype("float64"))
+    module.assign(np.random.default_rng(0).normal(size=10))
+    expected, states = module.state_dict(), {"a": {}, "b": {}, "c": {}}
+    counts = dict.fromkeys(expected, 0)
+    optimizer = make(module, **options)
+    for step, frozen in enumerate([(), ("b",), ("a", "b"), (), ("c",), ()]):
+        freeze(module, *frozen)
+        module.flat_grads[...] = gradients(step, 10)
+        optimizer.step()
+        for key in expected.keys() - {*frozen}:
+            counts[key] += 1
+            g = module.grads[key]
+            expected[key] = updated(make, options, expected[key], g, states[key], counts[key])
+        for key, value in expected.items():
+            np.testing.assert_allclose(module.params[key], value, rtol=1e-12)
+
+
 @pytest.mark.parametrize(("make", "name", "options"), CASES)
 def test_float32_follows_float64(make, name, options):
     ends = []

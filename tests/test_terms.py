@@ -110,7 +110,9 @@ def test_threads_that_share_few_rows(cell, options):
 def test_more_rows_than_a_chunk_of_backward(cell, options):
     """A step of many rows is several chunks, cut where partial sums end: no bit changes."""
     dropout = 0.0 if "independent" in options else 0.3
-    p = problem(cell, (3, 17), steps=3, rows=700, lengths="random", dtype="float64",
+    lengths = np.random.default_rng(1).integers(0, 4, 700)
+    lengths[::2] = 3  # so that also the last step, where sums begin, is several chunks
+    p = problem(cell, (3, 17), steps=3, rows=700, lengths=lengths, dtype="float64",
                 recurrent_dropout=dropout, **options)  # fmt: skip
     y, state, tape = p.forward(rng=0)
     gradients = p.gradients(tape, num_threads=1)

@@ -4,6 +4,7 @@
 the generator made and that no test can or need kill. Both are blocks, an empty line between them:
 
     why the change is wrong, or why it is not
+    ? tests that find it, to be run before those of its file
     @ the name of its function or class, where the old text occurs elsewhere, too
     - old text, one line or several, whole or in part
     + new text
@@ -26,6 +27,7 @@ class Mutant(NamedTuple):
     old: str
     new: str
     text: str  # of the whole file with the change
+    tests: str = ""  # to be run before those of the file
 
     def described(self):
         """Why alone for one written by hand; the change itself for a generated one."""
@@ -35,6 +37,7 @@ class Mutant(NamedTuple):
 class Patch(NamedTuple):
     file: str
     why: str
+    tests: str
     within: str
     old: str
     new: str
@@ -52,7 +55,7 @@ class Patch(NamedTuple):
         new = self.new.replace("\n", "\n" + indent)
         changed = source[:first] + new + source[last:]
         line = source.count("\n", 0, first) + 1
-        return Mutant(self.file, line, self.why, found[0][0], new, changed)
+        return Mutant(self.file, line, self.why, found[0][0], new, changed, self.tests)
 
 
 def region(source, name):
@@ -79,11 +82,11 @@ def read(kind):
 
 
 def parsed(file, block):
-    parts = {"": [], "@ ": [], "- ": [], "+ ": []}
+    parts = {"": [], "? ": [], "@ ": [], "- ": [], "+ ": []}
     for line in block.splitlines():
         sign = next((sign for sign in parts if sign and line.startswith(sign.strip())), "")
         parts[sign].append(line[len(sign) :])
-    why, within, old, new = ("\n".join(lines) for lines in parts.values())
-    if not (why and old.strip() and parts["+ "]) or "\n" in within:
-        raise ValueError(f"{file}.txt: expected why, '@ ' or nothing, '- ' and '+ ', got\n{block}")
-    return Patch(file, why, within, old, new)
+    why, tests, within, old, new = ("\n".join(lines) for lines in parts.values())
+    if not (why and old.strip() and parts["+ "]) or "\n" in tests + within:
+        raise ValueError(f"{file}.txt: expected why, maybe '? ' and '@ ', '- ', '+ ', got\n{block}")
+    return Patch(file, why, tests, within, old, new)

@@ -28,11 +28,19 @@ KERNELS = Path("src", "cylstm", "kernels")
 LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 # One instruction set, and float64 alone except for what differs between the two.
 REALS = ("f64", "f32")
-BOTH_REALS = {"simd.h"}
+BOTH_REALS = {"simd.h", "states.pxi"}
+SAME_IN_BOTH = {
+    "activations.py", "batches.py", "cells.py", "layers.py", "masks.py", "outputs.py",
+    "recurrent.py", "segments.py", "states.py", "truncated.py", "weights.py",
+}  # fmt: skip
+# A million steps take long without optimisation.
+QUICK, OF_ONE_REAL = "not 1000000", "not 1000000 and not float32"
 BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
 MEMORY = 8 << 30
-# Exit statuses: 0 to 2 are pytest's own, for tests that pass, fail, or cannot be collected.
-PASSED, FAILED, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 97, 98, 99
+PROCESSOR_SECONDS = 200  # of a trial, also where a test takes the alarm clock for itself
+CHAOS_SEEDS = "60"
+# Exit statuses: 0 to 5 are pytest's own, for tests that pass, fail, or cannot be collected.
+PASSED, FAILED, NO_TESTS, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 5, 97, 98, 99
 
 
 def modules(file):
@@ -66,7 +74,8 @@ def copy_of_the_tree(folder):
 
 def build():
     """Compile what is out of date in the current folder; whether that was possible."""
-    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O0"}
+    # With the delays of tests/chaos, which are off in all other tests.
+    os.environ |= {"CYLSTM_BUILD_ISA": LEVEL, "CYLSTM_CFLAGS_OPT": "-O0", "CYLSTM_CHECKS": "chaos"}
     sys.argv = ["setup.py", "-q", "build_ext", "--inplace"]
     try:
         runpy.run_path("setup.py")
@@ -87,6 +96,30 @@ def build_base(folder):
     return PASSED
 
 
+def build_joined(base, folder, texts):
+    """A copy of the base with other texts of some source files."""
+    shutil.copytree(base, folder)
+    os.chdir(folder)
+    for file, text in texts.items():
+        Path("src", "cylstm", file).write_text(text)
+    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:  # those in build, too
+        built.unlink()
+    return PASSED if build() else NOT_BUILT
+
+
+def try_joined(folder, number, mutant, tests):
+    """Exit status of the tests with one of the mutants of a joined build."""
+    os.environ["CYLSTM_MUTANT"] = str(number)
+    return run_tests(folder, tests, words_for(mutant))
+
+
+def words_for(mutant):
+    """Which of its tests a mutant is tried with: of float64 alone where the two are alike."""
+    path = Path(mutant.file)
+    alike = path.name in SAME_IN_BOTH if path.suffix == ".py" else path.name not in BOTH_REALS
+    return OF_ONE_REAL if alike else QUICK
+
+
 class TimeLimit:
     """A plugin of pytest: the process ends where a test takes too long, whatever it waits for."""
 
@@ -94,16 +127,26 @@ class TimeLimit:
         signal.alarm(TEST_SECONDS)
 
 
-def run_tests(folder, tests, words=""):
+def path_of(name):
+    """What pytest calls a test: from [DIRECTORY/]NAME[::FUNCTION] to a path."""
+    file, colons, function = name.partition("::")
+    folder, slash, file = file.rpartition("/")
+    return f"{ROOT}/tests/{folder}{slash}test_{file}.py{colons}{function}"
+
+
+def run_tests(folder, tests, words):
     """Run test files, and of those what `words` select, until one test fails."""
     os.chdir(folder)
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    os.environ["CYLSTM_SEEDS"] = CHAOS_SEEDS
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
-    parts = [name.partition("::") for name in tests]
-    paths = [f"{ROOT}/tests/test_{file}.py{colons}{test}" for file, colons, test in parts]
     options = ["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", words]
-    return pytest.main([*options, *paths], plugins=[TimeLimit()])
+    for name in tests:  # in this order, in which pytest would not run them
+        status = pytest.main([*options, path_of(name)], plugins=[TimeLimit()])
+        if status not in (PASSED, NO_TESTS):
+            return status
+    return PASSED
 
 
 def try_mutant(base, folder, mutant, tests):
@@ -117,7 +160,7 @@ def try_mutant(base, folder, mutant, tests):
             compile(mutant.text, path.name, "exec")
         except SyntaxError:
             return NOT_BUILT
-        return run_tests(folder, tests)
+        return run_tests(folder, tests, words_for(mutant))
     # What C includes does not change what Cython makes.
     kinds = (".so",) if path.suffix == ".h" else (".so", ".c")
     touched = modules(mutant.file)
@@ -128,7 +171,7 @@ def try_mutant(base, folder, mutant, tests):
     libraries = [p for unit in touched for p in KERNELS.glob(f"{unit}.*.so")]
     if all(p.read_bytes() == (base / p).read_bytes() for p in libraries):
         return UNCHANGED
-    return run_tests(folder, tests, "" if path.name in BOTH_REALS else "not float32")
+    return run_tests(folder, tests, words_for(mutant))
 
 
 def started(log, work, *arguments):
@@ -138,6 +181,7 @@ def started(log, work, *arguments):
         os.setsid()
         signal.alarm(BUILD_SECONDS)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR_SECONDS, PROCESSOR_SECONDS))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open(log, "w") as file:
             os.dup2(file.fileno(), 1)
