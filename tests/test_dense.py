@@ -88,9 +88,10 @@ def test_errors_are_no_larger_than_those_of_blas():
     assert ours < 1.1 * of_blas
 
 
-def test_rows_do_not_touch_each_other():
-    layer = cylstm.Linear(37, 41, rng=0)
-    x = normal(30, 37, dtype="float32")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_do_not_touch_each_other(dtype):
+    layer = cylstm.Linear(37, 41, dtype=dtype, rng=0)
+    x = normal(30, 37, dtype=dtype)
     expected = layer(x)
     x[7, 36], x[11, 0] = np.inf, np.nan
     y = layer(x)
