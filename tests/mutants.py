@@ -1,6 +1,6 @@
 """Plant one error at a time in the sources and see the tests find it.
 
-    python tests/mutants.py [--all | --count N] [--seed N] [--jobs N] [words]
+    python tests/mutants.py [--all | --count N] [--written N] [--seed N] [--jobs N] [words]
 
 Builds a copy of the tree with one instruction set, checks that the tests pass there, and then, for
 one mutant after another, rebuilds what depends on its file and runs that file's tests; mutants
@@ -232,6 +232,7 @@ def main():
     parser.add_argument("words", nargs="*", help="of the files or reasons of the mutants to try")
     parser.add_argument("--all", action="store_true", help="all generated mutants")
     parser.add_argument("--count", type=int, default=COUNT, help="so many generated ones")
+    parser.add_argument("--written", type=int, help="so many written by hand; default all")
     parser.add_argument("--seed", type=int, default=SEED, help="of the sample")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--list", action="store_true", help="only print the mutants")
@@ -241,6 +242,8 @@ def main():
         [m for m in mutants if all(word in m.described() for word in given.words)]
         for mutants in (written(), generated())
     )
+    if given.written is not None:
+        by_hand = generate.sample(by_hand, given.seed, given.written)
     chosen = by_hand + (rest if given.all else generate.sample(rest, given.seed, given.count))
     if given.list or not chosen:
         print(*(f"{m.described()}\n- {m.old}\n+ {m.new}" for m in chosen), sep="\n")
