@@ -55,7 +55,7 @@ TESTS = {
     "dense.pxi": "linear dense",
     "linear.pxi": "linear dense embedding",
     "guard.h": "dense linear",
-    "machine.h": "floating_point machine threads",
+    "machine.h": "floating_point machine",
     "stack.pxi": "again",
     "memory.pxi": "native again variants machine",
     "team.h": "terms again machine",
