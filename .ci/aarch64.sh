@@ -71,15 +71,14 @@ same_bits() {
     "$host" .ci/same_bits.py "$folder/here.npz" "$folder/there.npz"
 }
 
-# What is about the machine, and a part of what is about the mathematics; the float64 half of it
-# where the tests have two. Large products would take minutes.
+# What is about the machine, and a part of what is about the mathematics: emulation takes ten times
+# as long.
 tests() {
-    "$folder/python" -m pytest -q -p no:cacheprovider \
-        tests/test_{native,floating_point,activations,linear}.py
-    "$folder/python" -m pytest -q -p no:cacheprovider -k "(lstm or gru) and not float32" \
-        tests/test_{forward,gradients}.py
-    "$folder/python" -m pytest -q -p no:cacheprovider -k "changes_no_bit and lstm and not 130 or forked" \
-        tests/test_threads.py
+    emulated() { "$folder/python" -m pytest -q -p no:cacheprovider "$@"; }
+    emulated tests/test_{native,floating_point,activations}.py
+    emulated -k "bits" tests/test_linear.py
+    emulated -k "lstm and not float32" tests/test_{forward,gradients}.py
+    emulated -k "changes_no_bit and lstm-3 or forked" tests/test_threads.py
 }
 
 for step in cross_tools emulated_python cross_build same_bits tests; do
