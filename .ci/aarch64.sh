@@ -76,7 +76,7 @@ same_bits() {
 tests() {
     emulated() { "$folder/python" -m pytest -q -p no:cacheprovider "$@"; }
     emulated tests/test_{native,floating_point,activations}.py
-    emulated -k "bits" tests/test_linear.py
+    emulated -k "linear or activation or lists" tests/test_linear.py
     emulated -k "lstm and not float32" tests/test_{forward,gradients}.py
     emulated -k "changes_no_bit and lstm-3 or forked" tests/test_threads.py
 }
