@@ -17,8 +17,8 @@ aarch64 | arm64) isa=neon ;;
 *) isa=$(grep -qw avx512vl /proc/cpuinfo && echo avx512 || echo avx2) ;;
 esac
 export PYTHONDONTWRITEBYTECODE=1
-"$py" -c "import Cython, setuptools" 2>/dev/null ||
-    "$py" -m pip install -qq --target "$scratch/tools" cython setuptools
+# Those of a virtual environment may be missing, or too old to build with.
+"$py" -m pip install -qq --target "$scratch/tools" cython setuptools
 
 # A copy named $1, built with the checks $2, and the compiler's options $3.
 build() {
