@@ -114,7 +114,7 @@ def test_calls_run_again(cell):
     for seed in seeds_until({"ABANDON": LEAST}, SEEDS // 5):
         sequence.chaos(seed)
         for one, result in zip(given, right, strict=True):
-            kept += layer._packed.again(*one, False, 2) is not None
+            kept += layer._packed.again(*one, False, None, 2) is not None
             assert_same_bits(layer(*one, num_threads=2), result)
     assert kept
 
@@ -127,7 +127,7 @@ def test_x_lives_as_long_as_a_thread_that_is_left_behind_may_read_it():
         layer(x, state, num_threads=2)
         before, reference = happened(), weakref.ref(x)
         sequence.chaos(seed)
-        again = layer._packed.again(x, state, False, 2) is not None
+        again = layer._packed.again(x, state, False, None, 2) is not None
         counts = happened(before)
         del x
         if counts["ABANDON"] > counts["REAPED"]:
