@@ -20,8 +20,8 @@ BOTH = pytest.mark.parametrize("dtype", DTYPES)
 
 @BOTH
 def test_a_thresholded_relu_is_0_at_its_threshold(dtype):
-    at = np.array(0.25, dtype)
-    x = np.array([at, np.nextafter(at, 1), np.nextafter(at, 0), -1], dtype)
+    at, zero, one = np.array([0.25, 0, 1], dtype)
+    x = np.array([at, np.nextafter(at, one), np.nextafter(at, zero), -1], dtype)
     y = activation("thresholdedrelu", x, alpha=0.25)
     np.testing.assert_array_equal(y, [0, x[1], 0, 0])
 
