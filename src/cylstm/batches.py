@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cylstm import checks, segments
+from cylstm import checks
 from cylstm.cells import Extras
 from cylstm.params import Array
-from cylstm.segments import Segments
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    from cylstm.segments import Segments
 
 POOLED = ("last", "final", "mean", "max")
 
@@ -143,6 +144,8 @@ class Batch:
             raise ValueError(
                 f"return_: expected 'all', 'last' or 'final' with reset, got {given!r}"
             )
+        from cylstm import segments  # seldom needed, and slow to import
+
         self.plain = self.direct = False
         if not self.ragged or self.lengths is None or self.starts is None:
             read = None if self.mask is None else self.mask.view(bool)
