@@ -56,9 +56,10 @@ TESTS = {
     "linear.pxi": "linear dense embedding",
     "guard.h": "dense linear",
     "machine.h": "floating_point machine",
-    "stack.pxi": "again",
-    "memory.pxi": "native again variants machine",
-    "team.h": "terms again machine",
+    "plans.pxi": "plans",
+    "request.pxi": "plans",
+    "memory.pxi": "native plans variants machine",
+    "team.h": "terms plans machine",
     "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
     "batches.py": (

@@ -67,6 +67,26 @@ class Batch:
         if reset is not None:
             self._read_reset(reset)
 
+    @classmethod
+    def of_read(
+        cls, x: Array, lengths: npt.NDArray[np.int64] | None, masked: bool, return_: str | int,
+        batch_first: bool,
+    ) -> Batch:  # fmt: skip
+        """Make one of what the kernels have read, as they found it right."""
+        batch = cls.__new__(cls)
+        batch.batch_first, batch.batched = batch_first, x.ndim == 3
+        batch.x = x if batch.batched and not batch_first else batch.inward(x)
+        batch.steps, batch.rows, _ = batch.x.shape
+        if lengths is not None:
+            batch.padded, batch.lengths = True, lengths
+        if masked or return_ != "all":
+            batch.plain = False
+        if isinstance(return_, str):
+            batch.pick = return_
+        else:
+            batch.pick, batch.every = "every", return_
+        return batch
+
     def _checked(self, x: Any, size: int, dtype: np.dtype[Any]) -> Array:
         """Return x, which is not ragged, as an array; find out whether it has a batch axis."""
         found = checks.array("x", x, dtype)

@@ -226,26 +226,26 @@ def shape(name: str, value: Array, expected: tuple[int, ...]) -> Array:
     return value
 
 
-def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any], name: str = "out") -> Array:
     """Check an array that a result is written into."""
     if type(value) is np.ndarray and value.dtype is dtype and value.shape == expected:
         if value.flags.num & WRITEABLE == WRITEABLE:
             return value
     if not isinstance(value, np.ndarray):
-        raise TypeError(f"out: expected an ndarray, got {type(value).__name__}")
-    shape("out", value, expected)
+        raise TypeError(f"{name}: expected an ndarray, got {type(value).__name__}")
+    shape(name, value, expected)
     if value.dtype != dtype or not value.dtype.isnative:
-        raise TypeError(f"out: expected dtype {dtype}, got {value.dtype.str}")
+        raise TypeError(f"{name}: expected dtype {dtype}, got {value.dtype.str}")
     itemsize = dtype.itemsize
     if any(n > 1 and not stride for n, stride in zip(value.shape, value.strides, strict=True)):
-        raise ValueError(f"out: expected elements of its own, got strides {value.strides}")
+        raise ValueError(f"{name}: expected elements of its own, got strides {value.strides}")
     if not value.flags.writeable or not value.flags.aligned:
-        raise ValueError("out: expected a writeable, aligned array, got one that is not")
+        raise ValueError(f"{name}: expected a writeable, aligned array, got one that is not")
     if value.size and (
         (value.shape[-1] > 1 and value.strides[-1] != itemsize)
         or any(stride % itemsize for stride in value.strides)
     ):
-        raise ValueError(f"out: expected a contiguous last axis, got strides {value.strides}")
+        raise ValueError(f"{name}: expected a contiguous last axis, got strides {value.strides}")
     return value
 
 

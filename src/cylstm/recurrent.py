@@ -54,6 +54,18 @@ class Tape(NamedTuple):
     #: Rows that each part of the initial state was given with.
     given: states.Given
 
+    @classmethod
+    def plain(
+        cls, layer: Recurrent, batch: Batch, calls: list[sequence.Call], state: State
+    ) -> Tape:
+        """Make one of calls without random masks, each part of whose state has all rows."""
+        given = layer._no_state
+        if state is not None:
+            parts = state if isinstance(state, tuple) else (state,)
+            given = [tuple([None if part is None else batch.rows for part in parts])]
+            given *= layer.num_layers
+        return cls(layer, batch, calls, layer._no_masks, layer._no_outputs, given)
+
     def __repr__(self) -> str:
         """Show the layer and the size of the call, not what is kept."""
         return f"<tape of {self.layer!r}: {self.batch.steps} steps of {self.batch.rows} rows>"
@@ -124,6 +136,8 @@ class Recurrent(Parameters):
         self._read_activations(given)
         self._check_options()
         self._no_state: list[Parts] = [(None,) * len(self.states)] * self.num_layers
+        self._no_masks: list[masks.Masks] = [{}] * self.num_layers
+        self._no_outputs: list[Array | None] = [None] * self.num_layers
         self.output_sizes = tuple(getattr(self, "proj_size", 0) or h for h in self.hidden_sizes)
         self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
         self._cell = Cell(
@@ -138,6 +152,8 @@ class Recurrent(Parameters):
         self._draws = bool(
             self.dropconnect or self.recurrent_dropout or self.zoneout or self._cell.zone_c
         )
+        #: Whether the kernels' outputs and zero states are the layer's.
+        self._plain = self.merge_mode == "concat" and not self.learn_initial_state
         shapes = [weights.shapes(self, depth) for depth in range(self.num_layers)]
         #: Of each direction: short and full names of its parameters.
         self._names = {
@@ -315,15 +331,15 @@ class Recurrent(Parameters):
     def _weights(self, backward: bool) -> sequence.Stack:
         """Packed weights of each direction of each layer, packed again only after a change."""
         found = self._packed
-        if found is not None and (found.layers[0][0].backward or not backward):
+        if found is not None and (found.backward or not backward):
             return found
         with self._lock:  # so that a change by another thread is seen whole or not at all
             found = self._packed
-            if found is None or (backward and not found.layers[0][0].backward):
+            if found is None or (backward and not found.backward):
                 packed = [weights.pack(self, suffix, backward) for suffix in self._suffixes()]
                 d = self.num_directions
                 layers = [packed[i : i + d] for i in range(0, len(packed), d)]
-                self._packed = found = sequence.Stack(layers, threads.number)
+                self._packed = found = sequence.Stack(layers, threads.number, self._plain)
         return found
 
     # Running
@@ -338,6 +354,7 @@ class Recurrent(Parameters):
         reset: Any = None,
         return_: str | int = "all",
         out: Array | None = None,
+        state_out: State = None,
         num_threads: int | None = None,
     ) -> tuple[Any, State]:
         """Run the layer for inference: no tape, nothing dropped, zoneout's expectation.
@@ -377,6 +394,9 @@ class Recurrent(Parameters):
             its initial h. Only what is returned is made. With `reset` "all", "final" or "last".
         out : ndarray, optional
             Where to write `y`. It may share memory with `x` and `state`.
+        state_out : ndarray or tuple (h, c) of ndarrays, optional
+            Where to write the final state, shaped as it. It may be `state` itself, and share
+            memory with `x`, but not with `out`.
         num_threads : int, optional
             Most threads to use; default `get_num_threads()`. Never changes a bit of the result.
 
@@ -393,13 +413,16 @@ class Recurrent(Parameters):
         ValueError, TypeError
             An argument's shape, dtype or value does not fit; named in the message.
         """
-        stack: sequence.Stack | None = self._packed
-        if stack and lengths is None and mask is None and reset is None and return_ == "all":
-            found: tuple[Any, State] | None
-            found = stack.again(x, state, self.batch_first, out, num_threads)
-            if found is not None:
-                return found
-        return self._run(x, state, lengths, mask, reset, return_, out, num_threads)[:2]
+        stack = self._packed or self._weights(False)
+        # All at once if everything is as the kernels take it; otherwise it is checked and made so.
+        found: tuple[Any, State] | None = stack.run(
+            x, state, lengths, mask, reset, return_, self.batch_first, out, state_out, num_threads
+        )
+        if found is not None:
+            return found
+        return self._run(
+            x, state, lengths, mask, reset, return_, out, num_threads, state_out=state_out
+        )[:2]
 
     def forward(
         self,
@@ -448,6 +471,14 @@ class Recurrent(Parameters):
         """
         checkpoint = self._interval(checkpoint)
         generator = self._rng if rng is None else checks.generator("rng", rng)
+        if checkpoint is None and reset is None and not self._draws and not self.dropout:
+            found = self._weights(True).record(
+                x, state, lengths, mask, return_, self.batch_first, out, num_threads
+            )
+            if found is not None:
+                y, final, calls, x, lengths = found
+                batch = Batch.of_read(x, lengths, mask is not None, return_, self.batch_first)
+                return y, final, Tape.plain(self, batch, calls, state)
         return self._run(
             x, state, lengths, mask, reset, return_, out, num_threads, True, checkpoint, generator
         )
@@ -466,6 +497,7 @@ class Recurrent(Parameters):
         checkpoint: int | str | None = None,
         rng: np.random.Generator | None = None,
         record: bool = False,
+        state_out: State = None,
     ) -> tuple[Any, State, Any]:
         n_threads = threads.number(num_threads)
         batch = Batch(
@@ -476,6 +508,8 @@ class Recurrent(Parameters):
         # Most calls need none of what `outputs` does, and some of them take microseconds.
         direct = batch.direct and out is None and self.num_directions == 1
         x, y_inside = batch.x, None if direct else outputs.place(self, out, batch, taped)
+        if state_out is not None:
+            states.look_out(self, state_out, batch, out)
         given = states.inward(self, "state", state, batch)
         initial = states.spread(self, given, batch)
         calls: list[sequence.Call] = []
@@ -508,17 +542,11 @@ class Recurrent(Parameters):
                 if rng is not None and self.dropout and not last:
                     drawn["dropout"] = masks.between(self, x.shape, rng)
                     x = x * drawn["dropout"]
-        if (
-            batch.plain
-            and not taped
-            and self.merge_mode == "concat"
-            and not self.learn_initial_state
-        ):
-            stack.keep(calls)
         y = x if direct else outputs.result(self, x, batch, out, y_inside)
         finals = states.of_rows(self, finals, batch)
         if not taped:
-            return y, states.outward(self, finals, batch), None
+            final = states.outward(self, finals, batch)
+            return y, final if state_out is None else states.copied(final, state_out), None
         tape = Tape(self, batch, calls, drawings, kept, states.rows_given(self, given))
         return y, states.outward(self, finals, batch), tape
 

@@ -219,6 +219,40 @@ def _scattered(layer: Recurrent, a: Array, cut: Any) -> Array:
     return found
 
 
+def look_out(layer: Recurrent, state_out: State, batch: Batch, out: Array | None) -> None:
+    """Check arrays that the final state is to be written into."""
+    d = layer.num_directions
+    found: list[tuple[str, Array]] = []
+    for part, what, widths in zip(
+        checks.parts("state_out", state_out, layer.states), layer.states,
+        (layer.output_sizes, layer.hidden_sizes), strict=False,
+    ):  # fmt: skip
+        name, of_all = f"state_out {what}", uniform(layer)
+        names = [name if of_all else f"{name}[{i}]" for i in range(1 if of_all else len(widths))]
+        arrays = (part,) if of_all else checks.parts(name, part, names)
+        layers = layer.num_layers if of_all else 1
+        for full, array, width in zip(names, arrays, widths, strict=False):
+            rows = (batch.rows,) if batch.batched else ()
+            checks.out(array, (layers * d, *rows, width), layer.dtype, full)
+            found.append((full, array))
+    if out is not None:
+        found.append(("out", out))
+    for i, (one, array) in enumerate(found):
+        for other, behind in found[i + 1 :]:
+            if checks.shares_memory(array, behind):
+                raise ValueError(f"{one}: expected memory of its own, got some of {other}")
+
+
+def copied(final: State, state_out: State) -> State:
+    """Write a state into the caller's arrays."""
+    if isinstance(state_out, np.ndarray):
+        state_out[...] = final
+    else:
+        for part, into in zip(final, state_out, strict=True):
+            copied(part, into)
+    return state_out
+
+
 def outward(layer: Recurrent, layers: list[Parts], batch: Batch) -> State:
     """Join the states of all layers."""
     if not batch.batched:

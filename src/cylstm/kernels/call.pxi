@@ -37,7 +37,17 @@ cdef class Call:
     cdef int team               # threads that it is planned for
     cdef bint taped             # whether its kernels write a tape
     cdef bint whole             # whether all steps of all rows are read
-    cdef readonly object x
+    cdef readonly object x      # what may still be read: an array, or a list of them
+    cdef Py_ssize_t frames      # axes of x: time, or of segments all their steps
+    cdef Py_ssize_t width       # and rows, or 1
+    # What decides how it is laid out, in addition to shape and lengths; arrays are its own
+    cdef Pick pick
+    cdef Py_ssize_t every
+    cdef object mask            # (frames, width) of uint8, or None
+    cdef object starts          # as in Extras, as are the next
+    cdef object columns
+    cdef object spans
+    cdef object y_starts
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
     cdef Py_ssize_t window      # 0: the tape is kept
     cdef char *saved_h[2]       # (windows, rows, blocks * lanes)
@@ -46,44 +56,68 @@ cdef class Call:
     def __init__(self, list weights, cnp.ndarray x not None, lengths, bint taped, extras):
         cdef Packed packed = packed_of(weights, 0)
         cdef Py_ssize_t d
-        cdef Sequence *s
         cdef View view
         if cnp.PyArray_NDIM(x) != 3:
             raise ValueError(f"x: expected shape (T, B, I), got {x.ndim} dimensions")
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
         look(&view, x, packed.level.itemsize, steps, rows, packed.w.inputs, "x")
-        if extras is not None and extras.starts is not None:
+        self.begin(weights, steps, rows, extras, Arena())
+        if lengths is not None:
             lengths = lengths.copy()    # what is measured here is what is used
+        if self.starts is not None:
             rows, steps = lengths.shape[0], lengths.max(initial=0)
+        self.lay_out(steps, rows, counts_of(lengths, rows), taped)
         self.x = x
-        self.begin(weights, steps, rows, taped, extras, Arena())
-        self.order_rows(lengths)
-        if extras is not None:
-            self.read_segments()
-            self.read_extras(taped)
         for d in range(self.directions):
-            s = &self.seq[d]
-            s.x = view.data
-            s.x_row = self.place(d, &view)
-            s.x_step = self.stride(d, &view)
-            self.make_room(d, taped and self.window == 0, steps)
+            self.take_x(d, &view)
 
-    cdef int begin(self, list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, extras,
+    cdef int begin(self, list weights, Py_ssize_t frames, Py_ssize_t width, extras,
                    Arena arena) except -1:
-        """Set everything that does not depend on arrays."""
+        """Set everything that does not depend on rows and their lengths."""
         cdef Packed packed = packed_of(weights, 0)
         cdef Py_ssize_t d
+        self.weights, self.directions, self.level = weights[:], len(weights), packed.level
+        self.arena, self.extras, self.frames, self.width = arena, extras, frames, width
+        self.pick, self.every = ALL, 1
+        for d in range(self.directions):
+            packed = packed_of(weights, d)
+            self.seq[d].w = packed.w
+            if packed.level != self.level or not alike(&packed.w, &self.seq[0].w):
+                raise ValueError("weights: expected directions packed alike")
+        if extras is None:
+            return 0
+        self.pick, self.every, self.mask = <Pick><int>PICKS[extras.pick], extras.every, extras.mask
+        self.starts, self.columns = own(extras.starts), own(extras.columns)
+        self.spans, self.y_starts = own(extras.spans), own(extras.y_starts)
+        if self.every < 1:
+            raise ValueError(f"every: expected at least 1, got {self.every}")
+        return 0
+
+    cdef int lay_out(self, Py_ssize_t steps, Py_ssize_t rows, const cnp.int64_t *lengths,
+                     bint taped) except -1:
+        """Order rows and share out memory; of a call that has run, in the same memory once more."""
+        cdef Py_ssize_t d
+        cdef Packed packed
         cdef Sequence *s
-        self.weights, self.directions, self.level = weights, len(weights), packed.level
-        self.arena, self.extras = arena, extras
+        self.arena.rewind()
+        self.job = NULL
+        for d in range(self.directions):
+            packed, s = self.weights[d], &self.seq[d]
+            if taped and not packed.backward:
+                raise ValueError("weights: expected those packed for backward, for a tape")
+            s.steps, s.rows, s.plain = steps, rows, packed.w.plain and self.pick == ALL
+        self.order_rows(lengths)
+        self.read_segments()
         for d in range(self.directions):
             s = &self.seq[d]
-            packed = packed_of(weights, d)
-            s.w, s.plain = packed.w, packed.w.plain
-            s.steps, s.rows = steps, rows
-            if packed.level != self.level or not alike(&s.w, &self.seq[0].w) \
-                    or (taped and not packed.backward):
-                raise ValueError("weights: expected directions packed alike, for the tape if any")
+            s.x_row = <Py_ssize_t *>self.arena.room(max(1, rows), sizeof(Py_ssize_t))
+            if self.pick <= EVERY:
+                s.y_row = <Py_ssize_t *>self.arena.room(max(1, rows), sizeof(Py_ssize_t))
+            self.make_pooled(d)
+        if self.extras is not None:
+            self.read_extras(taped)
+        for d in range(self.directions):
+            self.make_room(d, taped and self.window == 0, steps)
         return 0
 
     cdef int make_room(self, Py_ssize_t d, bint taped, Py_ssize_t steps) except -1:
@@ -136,25 +170,29 @@ cdef class Call:
         for step in range(base, end + 1 if taped else base):
             s.state_at[step] = 0 if step == base else s.rows + s.first[step - 1] - s.first[base]
 
+    cdef int make_pooled(self, Py_ssize_t d) except -1:
+        """Which outputs are asked for, and at which times steps are read."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize
+        s.pick, s.every, s.time, s.pooled, s.pooled_rest = self.pick, self.every, NULL, NULL, NULL
+        if self.mask is not None:
+            s.time = self.times_of(d)
+        if LAST <= s.pick <= MAX:
+            s.pooled = self.arena.room(s.rows, s.w.out_blocks * vector)
+        if s.pick == MEAN:
+            s.pooled_rest = self.arena.room(s.rows, s.w.out_blocks * vector)
+        if not self.arena.counting:
+            self.clear_pooled(d)
+        return 0
+
     cdef int read_extras(self, bint taped) except -1:
-        """Masks, and which outputs are asked for."""
+        """Random masks and checkpoints."""
         cdef Py_ssize_t d, steps = self.seq[0].steps, rows = self.seq[0].rows, chunk
         cdef Py_ssize_t itemsize = self.level.itemsize
         cdef Sequence *s
         extras = self.extras
         for d in range(self.directions):
             s = &self.seq[d]
-            s.pick, s.every = PICKS[extras.pick], extras.every
-            if extras.every < 1:
-                raise ValueError(f"every: expected at least 1, got {extras.every}")
-            if extras.mask is not None:
-                s.time = self.times_of(d, extras.mask)
-            if LAST <= s.pick <= MAX:
-                s.pooled = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize,
-                                           True)
-            if s.pick == MEAN:
-                s.pooled_rest = self.arena.room(
-                    rows, s.w.out_blocks * self.level.lanes * itemsize, True)
             if extras.recurrent is not None:
                 s.h_mask = self.arena.room(rows, s.w.out_blocks * self.level.lanes * itemsize)
                 self.copy_rows_in(d, s.h_mask, extras.recurrent, s.w.outputs, "recurrent mask")
@@ -162,8 +200,7 @@ cdef class Call:
                            &s.zone_h_step)
             self.look_zone(d, extras.zone_c, s.w.hidden, &s.zone_c, &s.zone_c_row,
                            &s.zone_c_step)
-            if s.pick != ALL or s.h_mask != NULL or s.zone_h != NULL or s.zone_c != NULL \
-                    or extras.record:
+            if s.h_mask != NULL or s.zone_h != NULL or s.zone_c != NULL or extras.record:
                 s.plain = False
         if taped and extras.checkpoint:
             chunk = chunk_of(rows)
@@ -184,25 +221,25 @@ cdef class Call:
         cdef View view
         if array is None:
             return 0
-        look(&view, array, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
-             cnp.PyArray_DIM(self.x, 1), self.directions * width, "zoneout mask")
+        look(&view, array, self.level.itemsize, self.frames, self.width, self.directions * width,
+             "zoneout mask")
         base[0] = view.data + d * width * self.level.itemsize
         row[0] = self.place(d, &view)
         step[0] = self.stride(d, &view)
         return 0
 
-    cdef int order_rows(self, lengths) except -1:
+    cdef int order_rows(self, const cnp.int64_t *lengths) except -1:
         """Sort rows by length, longest first and stable; count those running at each step."""
         cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, d
         cdef Py_ssize_t *active = <Py_ssize_t *>self.arena.room(
             4 * (steps + 2) + 2 * rows, sizeof(Py_ssize_t), True)
         cdef Py_ssize_t *first = active + steps + 2
         self.row = first + 3 * (steps + 2)
-        self.length, self.whole = self.row + rows, lengths is None
+        self.length, self.whole = self.row + rows, lengths == NULL
         self.running, self.entries = rows if steps > 0 else 0, times(steps, rows)
         if self.arena.counting:
             return 0
-        if lengths is None:
+        if lengths == NULL:
             for t in range(steps):
                 active[t] = rows
             for b in range(rows):
@@ -218,13 +255,10 @@ cdef class Call:
             self.seq[d].length = self.length
         return 0
 
-    cdef int sort_rows(self, lengths, Py_ssize_t *active, Py_ssize_t *start) except -1:
+    cdef int sort_rows(self, const cnp.int64_t *given, Py_ssize_t *active,
+                       Py_ssize_t *start) except -1:
         """Sort by counting, with room for steps + 1 counts in `start`."""
         cdef Py_ssize_t steps = self.seq[0].steps, rows = self.seq[0].rows, b, t, n = 0, at
-        # A copy, because another thread may write into the caller's.
-        cdef const cnp.int64_t[::1] given = lengths.copy()
-        if given.shape[0] != rows:
-            raise ValueError(f"lengths: expected {rows} values, got {given.shape[0]}")
         for b in range(rows):
             if not 0 <= given[b] <= steps:
                 raise ValueError(f"lengths: expected values in 0..{steps}, got {given[b]}")
@@ -241,46 +275,45 @@ cdef class Call:
 
     cdef int read_segments(self) except -1:
         """Where rows are that are given as segments of x: time, and place in the batch."""
-        cdef Py_ssize_t rows = self.seq[0].rows, b, total, span
-        cdef const cnp.int64_t[::1] starts, columns, spans, y_starts
-        cdef object extras = self.extras
-        if extras.starts is None or self.arena.counting:
+        cdef Py_ssize_t rows = self.seq[0].rows, b, span
+        cdef const cnp.int64_t *starts = counts_of(self.starts, rows, "starts")
+        cdef const cnp.int64_t *columns = counts_of(self.columns, rows, "columns")
+        cdef const cnp.int64_t *spans = counts_of(self.spans, rows, "spans")
+        cdef const cnp.int64_t *y_starts = counts_of(self.y_starts, rows, "y_starts")
+        self.start = NULL
+        if starts == NULL or self.arena.counting:
             return 0
-        total = cnp.PyArray_DIM(self.x, 0)
-        starts, y_starts = expect_rows("starts", extras.starts, rows), None
-        columns = expect_rows("columns", extras.columns, rows)
-        spans = expect_rows("spans", extras.spans, rows)
-        y_starts = expect_rows("y_starts", extras.y_starts, rows)
-        if (extras.mask is not None and spans is None) or (
-                extras.pick == "every" and columns is not None):
+        if (self.mask is not None and spans == NULL) or (
+                self.pick == EVERY and columns != NULL):
             raise ValueError("segments: expected spans with a mask, and not every k-th output")
         self.start = <Py_ssize_t *>self.arena.room(rows, 4 * sizeof(Py_ssize_t), True)
         self.column, self.y_start = self.start + rows, self.start + 2 * rows
         self.span = self.start + 3 * rows
         for b in range(rows):
-            span = self.length[b] if spans is None else spans[self.row[b]]
+            span = self.length[b] if spans == NULL else spans[self.row[b]]
             self.start[b], self.span[b] = starts[self.row[b]], span
-            if columns is not None:
+            if columns != NULL:
                 self.column[b] = columns[self.row[b]]
-            if y_starts is not None:
+            if y_starts != NULL:
                 self.y_start[b] = y_starts[self.row[b]]
-            if not (0 <= self.start[b] <= total and self.length[b] <= span <= total
-                    and self.start[b] + span <= total and self.y_start[b] >= 0
-                    and 0 <= self.column[b] < cnp.PyArray_DIM(self.x, 1)):
+            if not (0 <= self.start[b] <= self.frames and self.length[b] <= span <= self.frames
+                    and self.start[b] + span <= self.frames and self.y_start[b] >= 0
+                    and 0 <= self.column[b] < self.width):
                 raise ValueError(f"starts, columns: expected segments within x, got one of {span} "
                                  f"steps from {self.start[b]} in column {self.column[b]}")
         return 0
 
-    cdef Py_ssize_t *times_of(self, Py_ssize_t d, mask) except NULL:
+    cdef Py_ssize_t *times_of(self, Py_ssize_t d) except NULL:
         """The time of each (step, row) pair, from the row's start, in the order they are read."""
-        cdef const cnp.uint8_t[:, ::1] valid = mask
-        cdef Py_ssize_t steps = cnp.PyArray_DIM(self.x, 0), b, t, n, column, begin, span
+        cdef const cnp.uint8_t[:, ::1] valid = self.mask
+        cdef Py_ssize_t steps = self.frames, b, t, n, column, begin, span
         cdef Py_ssize_t *first = self.seq[d].first
         cdef Py_ssize_t *time = <Py_ssize_t *>self.arena.room(max(1, self.entries),
                                                               sizeof(Py_ssize_t))
         cdef bint reverse = self.seq[d].w.reverse
-        if valid.shape[0] != steps or valid.shape[1] != cnp.PyArray_DIM(self.x, 1):
-            raise ValueError(f"mask: expected shape {self.x.shape[:2]}, got {mask.shape}")
+        if valid.shape[0] != steps or valid.shape[1] != self.width:
+            raise ValueError(f"mask: expected shape {(self.frames, self.width)}, "
+                             f"got {self.mask.shape}")
         for b in range(self.seq[d].rows):
             n, begin, column, span = 0, 0, self.row[b], steps
             if self.start != NULL:
@@ -294,69 +327,67 @@ cdef class Call:
                 raise ValueError(f"lengths: expected {n}, as the mask says, got {self.length[b]}")
         return time
 
+    cdef void take_x(self, Py_ssize_t d, View *view) noexcept:
+        """Where one direction reads x."""
+        cdef Sequence *s = &self.seq[d]
+        s.x, s.x_step = view.data, self.stride(d, view)
+        self.place_rows(d, s.x_row, view, self.start, self.backwards(d))
+
+    cdef bint backwards(self, Py_ssize_t d) noexcept:
+        """Whether rows are walked through from their ends, by negative strides."""
+        return self.seq[d].w.reverse and self.seq[d].time == NULL
+
     cdef Py_ssize_t stride(self, Py_ssize_t d, View *view) noexcept:
         """Elements from step to step of a row."""
         cdef Py_ssize_t step = view.outer // self.level.itemsize
-        return -step if self.seq[d].w.reverse and self.seq[d].time == NULL else step
+        return -step if self.backwards(d) else step
 
-    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view, bint every=False) except NULL:
-        """Elements from the start of a (T, B, ...) array to each sorted row's step 0.
-
-        Of y with `every` k-th output: to its first one in time.
-        """
-        cdef Py_ssize_t b, rows = self.seq[0].rows
-        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(max(1, rows), sizeof(Py_ssize_t))
-        cdef Py_ssize_t *start = self.y_start if every else self.start
-        cdef bint back = self.seq[d].w.reverse and self.seq[d].time == NULL and not every
-        if start == NULL:
-            self.place_rows(at, view, back)
-            return at
-        for b in range(rows):
-            at[b] = start[b] * view.outer + self.column[b] * view.inner
-        self.count_elements(at, view, back)
+    cdef Py_ssize_t *place(self, Py_ssize_t d, View *view) except NULL:
+        """Elements from the start of a (T, B, ...) array to each sorted row's step 0."""
+        cdef Py_ssize_t *at = <Py_ssize_t *>self.arena.room(max(1, self.seq[0].rows),
+                                                            sizeof(Py_ssize_t))
+        self.place_rows(d, at, view, self.start, self.backwards(d))
         return at
 
-    cdef void place_rows(self, Py_ssize_t *at, View *view, bint back) noexcept:
-        """Rows side by side."""
-        cdef Py_ssize_t b
+    cdef void place_rows(self, Py_ssize_t d, Py_ssize_t *at, View *view, Py_ssize_t *start,
+                         bint back) noexcept:
+        """Elements before each row's first step, or its last if `back`; `start` NULL: time 0."""
+        cdef Py_ssize_t b, itemsize = self.level.itemsize
         for b in range(self.seq[0].rows):
-            at[b] = self.row[b] * view.inner
-        self.count_elements(at, view, back)
-
-    cdef void count_elements(self, Py_ssize_t *at, View *view, bint back) noexcept:
-        """From bytes before each row to elements before its first step, or its last if `back`."""
-        cdef Py_ssize_t b
-        for b in range(self.seq[0].rows):
+            at[b] = self.row[b] * view.inner if start == NULL \
+                else start[b] * view.outer + self.column[b] * view.inner
             if back:
                 at[b] += max(0, self.length[b] - 1) * view.outer
-            at[b] //= self.level.itemsize
+            at[b] //= itemsize
 
     cdef int look_outputs(self, array, str name, bint written, View *view) except -1:
         """Check y or dy, which picking every k-th step makes shorter."""
         cdef Sequence *s = &self.seq[0]
-        cdef Py_ssize_t outer = cnp.PyArray_DIM(self.x, 0), inner = cnp.PyArray_DIM(self.x, 1)
-        cdef Py_ssize_t b
+        cdef Py_ssize_t outer = self.frames, b
         if s.pick == EVERY:
             outer = outer // s.every
-            if self.extras.starts is not None:
+            if self.starts is not None:
                 outer = 0
                 for b in range(s.rows):
                     outer += self.length[b] // s.every
                 for b in range(s.rows):
                     if self.y_start[b] + self.length[b] // s.every > outer:
                         raise ValueError(f"y_starts: expected outputs within {outer}")
-        look(view, array, self.level.itemsize, outer, inner, self.directions * s.w.outputs, name,
-             written)
+        look(view, array, self.level.itemsize, outer, self.width, self.directions * s.w.outputs,
+             name, written)
         return 0
 
-    cdef int outputs_at(self, Py_ssize_t d, View *view, void **base, Py_ssize_t **row,
-                        Py_ssize_t *step) except -1:
-        """Where one direction's y or dy is."""
+    cdef void take_outputs(self, Py_ssize_t d, View *view, void **base, Py_ssize_t *row,
+                           Py_ssize_t *step) noexcept:
+        """Where one direction's y or dy is, one for each step read or each k-th in time."""
         cdef Sequence *s = &self.seq[d]
         base[0] = view.data + d * s.w.outputs * self.level.itemsize
-        row[0] = self.place(d, view, s.pick == EVERY)
-        step[0] = view.outer // self.level.itemsize if s.pick == EVERY else self.stride(d, view)
-        return 0
+        if s.pick == EVERY:
+            step[0] = view.outer // self.level.itemsize
+            self.place_rows(d, row, view, NULL if self.start == NULL else self.y_start, False)
+        else:
+            step[0] = self.stride(d, view)
+            self.place_rows(d, row, view, self.start, self.backwards(d))
 
     cdef int copy_rows_in(self, Py_ssize_t d, void *base, array, Py_ssize_t size,
                           str name) except -1:
@@ -377,6 +408,22 @@ cdef class Call:
         for b in range(rows if view.data != NULL else 0):
             memcpy(<char *>base + b * width,
                    view.data + index * view.outer + self.row[b] * view.inner, size * itemsize)
+
+    cdef void forget_rows(self, void *base, cnp.ndarray reset, Py_ssize_t blocks) noexcept:
+        """Zero the states of rows, of so many blocks each, that are to start anew."""
+        cdef Py_ssize_t size = blocks * self.level.lanes * self.level.itemsize, b
+        for b in range(0 if reset is None else self.seq[0].rows):
+            if numbers(reset)[self.row[b]]:
+                memset(<char *>base + b * size, 0, size)
+
+    cdef void clear_pooled(self, Py_ssize_t d) noexcept:
+        """Nothing is pooled yet."""
+        cdef Sequence *s = &self.seq[d]
+        cdef Py_ssize_t size = s.rows * s.w.out_blocks * self.level.lanes * self.level.itemsize
+        if s.pooled != NULL:
+            memset(s.pooled, 0, size)
+        if s.pooled_rest != NULL:
+            memset(s.pooled_rest, 0, size)
 
     cdef int copy_rows_out(self, Py_ssize_t d, void *base, array, Py_ssize_t size, str name,
                            bint final) except -1:
@@ -426,6 +473,7 @@ cdef class Call:
         call.directions, call.level = self.directions, self.level
         call.row, call.length, call.x, call.extras = self.row, self.length, self.x, self.extras
         call.start, call.column, call.y_start = self.start, self.column, self.y_start
+        call.frames, call.width, call.starts = self.frames, self.width, self.starts
         call.running, call.entries, call.whole = self.running, self.entries, self.whole
         call.window, call.forward_call = self.window, self
         for d in range(self.directions):
@@ -484,8 +532,7 @@ cdef class Call:
     cdef int look_gradients(self, Py_ssize_t d, dy, dx) except -1:
         cdef Sequence *s = &self.seq[d]
         cdef View view
-        look(&view, dx, self.level.itemsize, cnp.PyArray_DIM(self.x, 0),
-             cnp.PyArray_DIM(self.x, 1), s.w.inputs, "dx", True)
+        look(&view, dx, self.level.itemsize, self.frames, self.width, s.w.inputs, "dx", True)
         s.dx, s.dx_row = view.data, self.place(d, &view)
         s.dx_step = self.stride(d, &view)
         if dy is None:
@@ -498,7 +545,8 @@ cdef class Call:
             self.copy_rows_in(d, s.d_pooled, dy, s.w.outputs, "dy")
         else:
             self.look_outputs(dy, "dy", False, &view)
-            self.outputs_at(d, &view, &s.dy, &s.dy_row, &s.dy_step)
+            s.dy_row = <Py_ssize_t *>self.arena.room(max(1, s.rows), sizeof(Py_ssize_t))
+            self.take_outputs(d, &view, &s.dy, s.dy_row, &s.dy_step)
         return 0
 
     cdef int add_gradients(self, Py_ssize_t d, tuple gradients, bint look_only) except -1:
@@ -602,21 +650,26 @@ cdef class Call:
 cdef Call counted_call(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, extras):
     """A call over whole rows whose memory is only counted."""
     cdef Call call = Call.__new__(Call)
-    cdef Py_ssize_t d
-    call.begin(weights, steps, rows, taped, extras, Arena(True))
-    call.order_rows(None)
-    if extras is not None:
-        call.read_extras(taped)
-    for d in range(call.directions):
-        call.arena.room(max(1, rows), sizeof(Py_ssize_t))    # where rows are in x
-        call.make_room(d, taped and call.window == 0, steps)
+    call.begin(weights, steps, rows, extras, Arena(True))
+    call.lay_out(steps, rows, NULL, taped)
     return call
 
 
-cdef object expect_rows(str name, values, Py_ssize_t rows):
-    """Check one value for each row and return a copy; None stays None."""
+cdef cnp.ndarray own(values):
+    """A copy, because another thread may write into the caller's; None stays None."""
+    return None if values is None else values.copy()
+
+
+cdef const cnp.int64_t *counts_of(values, Py_ssize_t rows, str name="lengths") except? NULL:
+    """One count for each row, where there are any."""
+    cdef cnp.ndarray a
     if values is None:
-        return None
-    if values.shape != (rows,):
+        return NULL
+    if not isinstance(values, cnp.ndarray):
+        raise TypeError(f"{name}: expected an ndarray, got {type(values).__name__}")
+    a = values
+    if cnp.PyArray_TYPE(a) != cnp.NPY_INT64 or not cnp.PyArray_ISCARRAY_RO(a):
+        raise ValueError(f"{name}: expected contiguous int64, got {a.dtype}")
+    if cnp.PyArray_NDIM(a) != 1 or cnp.PyArray_DIM(a, 0) != rows:
         raise ValueError(f"{name}: expected {rows} values, got {values.shape}")
-    return values.copy()
+    return <const cnp.int64_t *>cnp.PyArray_DATA(a)

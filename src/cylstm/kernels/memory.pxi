@@ -44,6 +44,19 @@ cdef class Arena:
             memset(piece, 0, needed)
         return piece
 
+    cdef int rewind(self) except -1:
+        """Start again in the same memory, in one block from now on; nobody may still use it."""
+        cdef Py_ssize_t total = self.total
+        if len(self.blocks) == 1 and not EXACT_MEMORY:
+            self.free_from = <char *>PyCapsule_GetPointer(self.blocks[0], "cylstm.block")
+            self.free_size = total
+        elif self.total > 0:
+            self.blocks.clear()
+            self.free_size = self.total = 0
+            if not EXACT_MEMORY:
+                self.add_block(total)
+        return 0
+
     cdef int add_block(self, Py_ssize_t size) except -1:
         cdef size_t size_got = max(size, 1)
         self.free_size = 0
@@ -73,6 +86,7 @@ ctypedef struct View:
     char *data
     Py_ssize_t outer
     Py_ssize_t inner
+    Py_ssize_t size     # bytes of a contiguous array
 
 
 cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2,
@@ -100,7 +114,10 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
 
 cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0,
                   Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize) noexcept:
-    """Whether it is such an array as `made` makes, and where: (d0, d1, d2), (d1, d0, d2), (d0, d2).
+    """Whether it is such an array as `made` makes, and where.
+
+    Of shape (d0, d1, d2), (d1, d0, d2) if `inner_first`, (d0, d2) or (d2).
+
 
     Anything else that a call takes (subclasses, other dtypes, strides) is left to slower checks.
     """
@@ -113,6 +130,9 @@ cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize
         return False
     view.data = <char *>cnp.PyArray_DATA(array)
     view.outer, view.inner = d1 * d2 * itemsize, d2 * itemsize
+    view.size = d0 * d1 * d2 * itemsize
+    if ndim == 1:
+        return d0 == 1 and d1 == 1
     if ndim == 2:
         return d1 == 1 and shape[0] == d0
     if inner_first:
@@ -122,12 +142,13 @@ cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize
 
 
 cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
-                      Py_ssize_t d2, Py_ssize_t itemsize):
-    """Make an array that `as_made` accepts, without values."""
+                      Py_ssize_t d2, Py_ssize_t itemsize, bint zero=False):
+    """Make an array that `as_made` accepts, of zeros or without values."""
     cdef cnp.npy_intp shape[3]
-    shape[0], shape[1] = (d1, d0) if inner_first else (d0, d1)
+    shape[0], shape[1] = (d1, d0) if inner_first and ndim == 3 else (d0, d1)
     shape[ndim - 1] = d2
-    array = cnp.PyArray_SimpleNew(ndim, shape, type_of(itemsize))
+    array = cnp.PyArray_ZEROS(ndim, shape, type_of(itemsize), 0) if zero \
+        else cnp.PyArray_SimpleNew(ndim, shape, type_of(itemsize))
     as_made(view, array, ndim, inner_first, d0, d1, d2, itemsize)
     return array
 
@@ -139,6 +160,5 @@ cdef cnp.ndarray empty(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t i
 
 cdef cnp.ndarray zeros(Py_ssize_t d0, Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize):
     """An array whose pages cost nothing until they are written."""
-    cdef cnp.npy_intp shape[3]
-    shape[0], shape[1], shape[2] = d0, d1, d2
-    return cnp.PyArray_ZEROS(3, shape, type_of(itemsize), 0)
+    cdef View view
+    return made(&view, 3, False, d0, d1, d2, itemsize, True)

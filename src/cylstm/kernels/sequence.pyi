@@ -57,17 +57,44 @@ class Call:
     ]: ...
 
 @final
-class Kept: ...
+class Request: ...
+
+@final
+class Plan: ...
 
 @final
 class Stack:
     @property
     def layers(self) -> list[list[Packed]]: ...
-    def __init__(self, layers: list[list[Packed]], number: Callable[[Any], int]) -> None: ...
-    def keep(self, calls: list[Call]) -> None: ...
-    def again(
-        self, x: object, state: object, batch_first: bool, out: object, num_threads: object
-    ) -> tuple[npt.NDArray[Any], Any] | None: ...
+    @property
+    def backward(self) -> bool: ...
+    def __init__(
+        self, layers: list[list[Packed]], number: Callable[[Any], int], plain: bool = True
+    ) -> None: ...
+    def run(
+        self,
+        x: object,
+        state: object,
+        lengths: object,
+        mask: object,
+        reset: object,
+        return_: object,
+        batch_first: bool,
+        out: object,
+        state_out: object,
+        num_threads: object,
+    ) -> tuple[Any, Any] | None: ...
+    def record(
+        self,
+        x: object,
+        state: object,
+        lengths: object,
+        mask: object,
+        return_: object,
+        batch_first: bool,
+        out: object,
+        num_threads: object,
+    ) -> tuple[Any, Any, list[Call], npt.NDArray[Any], npt.NDArray[np.int64] | None] | None: ...
 
 def forward(
     weights: list[Packed],

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
     ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL,
-    RNN, SLAB, TERM_BYTES, Activation, Dense, Level, Part, Sequence, Weights,
+    RNN, SLAB, TERM_BYTES, Activation, Dense, Level, Part, Pick, Sequence, Weights,
 )
 
 cnp.import_array()
@@ -313,7 +313,7 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
     for d in range(directions):
         s = &call.seq[d]
         if by_step:
-            call.outputs_at(d, &view, &s.y, &s.y_row, &s.y_step)
+            call.take_outputs(d, &view, &s.y, s.y_row, &s.y_step)
         call.copy_rows_in(d, s.h, initial[0], outputs, "initial h")
         if s.c != NULL:
             call.copy_rows_in(d, s.c, initial[1], s.w.hidden, "initial c")
@@ -370,7 +370,7 @@ cdef int clear_unread(Call call, View *y) except -1:
     cdef char *at
     cdef char *begin = y.data
     cdef char *end = y.data
-    mask = None if call.extras is None else call.extras.mask
+    mask = call.mask
     if mask is not None:
         valid = mask
     for b in range(s.rows):
@@ -497,7 +497,8 @@ cdef int run_backward(Call call, int threads) except -1:
     return 0
 
 
-include "stack.pxi"
+include "request.pxi"
+include "plans.pxi"
 include "linear.pxi"
 
 
