@@ -28,9 +28,12 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError, LinkError
 
 KERNELS = Path("src/cylstm/kernels")
+THREADS = KERNELS / "threads"
+GENERATED = Path("build/cython")
 
 AVX512 = ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl"]
-# Instruction set: (bytes in one vector, compiler flags).
+# Instruction set: (bytes in one vector, compiler flags). What a processor must have for it is in
+# machine.h.
 LEVELS = {
     "base": (16, []),
     "neon": (16, []),
@@ -58,6 +61,7 @@ CHECKS = {
     "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", *TRACED],
 }
 
+MACROS = [("_GNU_SOURCE", "1"), ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION")]
 DIRECTIVES = dict.fromkeys(["boundscheck", "wraparound", "initializedcheck", "autotestdict"], False)
 DIRECTIVES |= dict.fromkeys(["binding", "cdivision"], True)
 
@@ -89,26 +93,30 @@ def levels():
     return chosen("CYLSTM_BUILD_ISA", known) or known
 
 
-def extension(name, cflags=(), macros=()):
+def extension(name, sources, cflags=(), macros=()):
     """Describe one module of cylstm.kernels."""
-    headers = [path for kind in ("*.h", "*.pxi", "*.pxd") for path in KERNELS.glob(kind)]
+    headers = [path for kind in ("*.h", "*.pxi", "*.pxd") for path in KERNELS.rglob(kind)]
     checks, link_checks = checked_flags()
     return Extension(
         f"cylstm.kernels.{name}",
-        [str(KERNELS / f"{name}.pyx")],
+        list(map(str, sources)),
         depends=["setup.py", *map(str, headers)],
-        include_dirs=[str(KERNELS), np.get_include()],
-        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"), *macros],
+        include_dirs=[str(KERNELS), str(THREADS), np.get_include()],
+        define_macros=[*MACROS, *macros],
         extra_compile_args=[*CFLAGS, *cflags, *checks],
         extra_link_args=[*LDFLAGS, *link_checks],
     )
 
 
 def level_extension(level, real):
-    """Describe the kernels of one instruction set and element type."""
+    """Describe the kernels of one instruction set and element type: level.pxi under its flags."""
     lane_bytes, cflags = LEVELS[level]
     macros = [("CYLSTM_REAL", REALS[real]), ("CYLSTM_LANES_BYTES", str(lane_bytes))]
-    return extension(f"level_{level}_{real}", cflags, macros)
+    source = GENERATED / f"level_{level}_{real}.pyx"
+    if not source.exists():
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.write_text('include "level.pxi"\n')
+    return extension(source.stem, [source], cflags, macros)
 
 
 class BuildKernels(build_ext):
@@ -165,10 +173,12 @@ class BuildKernels(build_ext):
 setup(
     ext_modules=cythonize(
         [
-            extension("sequence"),
+            extension("sequence", [KERNELS / "sequence.pyx", *THREADS.glob("*.c")]),
             *(level_extension(level, real) for level in levels() for real in REALS),
         ],
         language_level=3,
+        build_dir=str(GENERATED),
+        include_path=["src", str(KERNELS)],
         compiler_directives=DIRECTIVES,
     ),
     cmdclass={"build_ext": BuildKernels},

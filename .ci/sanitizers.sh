@@ -24,7 +24,7 @@ export PYTHONDONTWRITEBYTECODE=1
 build() {
     mkdir "$scratch/$1"
     cp -r setup.py pyproject.toml README.md LICENSE src tests "$scratch/$1"
-    find "$scratch/$1/src" \( -name '*.so' -o -name '*.c' \) -delete
+    find "$scratch/$1/src" -name '*.so' -delete
     (cd "$scratch/$1" &&
         PYTHONPATH=$scratch/tools CYLSTM_CHECKS=$2 CYLSTM_CFLAGS_OPT=$3 CYLSTM_BUILD_ISA=$isa \
             "$py" setup.py -q build_ext --inplace -j2 >build.log 2>&1) ||

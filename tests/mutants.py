@@ -27,7 +27,7 @@ SOURCES = trial.ROOT / "src" / "cylstm"
 # A fixed sample, so that each of its survivors has been looked at once. More come to light by hand.
 SEED, COUNT = 1, 40
 # No mathematics in them.
-LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py", "chaos.h"}
+LEFT_OUT = {"__main__.py", "data.py", "demo.py", "plots.py", "chaos.h", "chaos.c"}
 # The tests of a source file, those that find its errors soonest first: NAME or DIRECTORY/NAME of a
 # test_NAME.py, or one of its functions, NAME::FUNCTION. A Python module that is not here has the
 # test of its own name.
@@ -59,7 +59,9 @@ TESTS = {
     "plans.pxi": "plans",
     "request.pxi": "plans",
     "memory.pxi": "native plans variants machine",
+    "memory.c": "machine",
     "team.h": "terms plans machine",
+    "team.c": "terms plans machine",
     "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
     "batches.py": (
@@ -130,7 +132,7 @@ def generated():
     known = {(p.file, p.old, p.new) for p in patches.read("survivors")}
     mutants = []
     for path in sorted(SOURCES.rglob("*")):
-        if path.suffix not in (".py", ".pyx", ".pxi", ".h") or path.name in LEFT_OUT:
+        if path.suffix not in (".py", ".pyx", ".pxi", ".h", ".c") or path.name in LEFT_OUT:
             continue
         file = path.relative_to(SOURCES).as_posix()
         mutants += generate.mutants_of(file, path.read_text())
@@ -168,7 +170,7 @@ class Run:
             source = (SOURCES / file).read_text()
             text, joint = joined.join(source, own, file)
             if joint:
-                texts[file] = joined.with_choice(text, file) if file.endswith(".h") else text
+                texts[file] = joined.with_choice(text, file) if file.endswith((".h", ".c")) else text
                 numbers += joint
         if not texts:
             return set()

@@ -1,4 +1,4 @@
-"""The thread protocol of kernels/team.h as a model whose every state can be explored.
+"""The thread protocol of kernels/threads/team.h as a model whose every state can be explored.
 
 Leaders and helpers are processes that take one atomic step at a time: what team.h does between two
 accesses to memory that others see. Patience may run out at any moment, so every schedule is one of

@@ -38,7 +38,7 @@ def join(source, mutants, file):
     `mutants` are pairs of number and mutant; returns the text and the numbers that are in it.
     """
     lines, found = source.splitlines(), {}
-    logical = physical(lines) if file.endswith(".h") else list(statements(source))
+    logical = physical(lines) if file.endswith((".h", ".c")) else list(statements(source))
     for number, mutant in mutants:
         new = mutant.text.splitlines()
         begin = next(
@@ -58,7 +58,7 @@ def join(source, mutants, file):
     joined, numbers = [], []
     at = 0
     for (a, b), choices in sorted(found.items()):
-        made = (choice_c if file.endswith(".h") else choice)(lines[a:b], choices)
+        made = (choice_c if file.endswith((".h", ".c")) else choice)(lines[a:b], choices)
         joined += lines[at:a] + (made or lines[a:b])
         numbers += [number for number, _ in choices] if made else []
         at = b
@@ -139,6 +139,8 @@ def choice_c(old, choices):
 
 def with_choice(text, file):
     """The text of a file that others include, with what reads the choice."""
+    if file.endswith(".c"):
+        return C + text
     if file.endswith(".h"):
         at = text.index("\n", text.index("#define CYLSTM_")) + 1
         return text[:at] + C + text[at:]

@@ -48,25 +48,27 @@ def modules(file):
     path = Path(file)
     if path.suffix == ".py":
         return []
-    names = [f"level_{LEVEL}_{real}" for real in REALS[: 1 + (path.name in BOTH_REALS)]]
-    units = [*names, *(p.stem for p in (ROOT / KERNELS).glob("*.pyx") if "level_" not in p.name)]
-    return [unit for unit in units if path.name in included(f"{unit}.pyx")]
+    levels = [f"level_{LEVEL}_{real}" for real in REALS[: 1 + (path.name in BOTH_REALS)]]
+    roots = {name: "level.pxi" for name in levels} | {
+        p.stem: p.name for p in (ROOT / KERNELS).glob("*.pyx")
+    }
+    return [unit for unit, root in roots.items() if path.name in included(root)]
 
 
 def included(name):
-    """The names of a source file and of all that it includes."""
+    """The names of a source file, of all that it includes, and of what implements a header."""
     found = {name}
-    text = (ROOT / KERNELS / name).read_text()
-    for inner in re.findall(
-        r'^(?:#include|include|cdef extern from) "([^"]+)"', text, re.MULTILINE
-    ):
-        if (ROOT / KERNELS / inner).exists():
+    for path in (ROOT / KERNELS).rglob(name):
+        found |= {p.name for p in path.parent.glob(f"{path.stem}.c") if path.suffix == ".h"}
+        for inner in re.findall(
+            r'^(?:#include|include|cdef extern from) "([^"]+)"', path.read_text(), re.MULTILINE
+        ):
             found |= included(inner)
     return found
 
 
 def copy_of_the_tree(folder):
-    unbuilt = shutil.ignore_patterns("*.so", "*.c", "__pycache__", "*.egg-info")
+    unbuilt = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "src", folder / "src", ignore=unbuilt)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
@@ -90,7 +92,7 @@ def build_base(folder):
     os.chdir(folder)
     if not build():
         return NOT_BUILT
-    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:
+    for built in [*(folder / "build").rglob("*.c"), *folder.rglob("*.so")]:
         # In copies it stays up to date, whatever setup.py says it depends on.
         os.utime(built, (time.time() + 3600,) * 2)
     return PASSED
@@ -102,7 +104,7 @@ def build_joined(base, folder, texts):
     os.chdir(folder)
     for file, text in texts.items():
         Path("src", "cylstm", file).write_text(text)
-    for built in [*folder.rglob("*.c"), *folder.rglob("*.so")]:  # those in build, too
+    for built in [*(folder / "build").rglob("*.c"), *folder.rglob("*.so")]:  # those in build, too
         built.unlink()
     return PASSED if build() else NOT_BUILT
 
@@ -161,10 +163,12 @@ def try_mutant(base, folder, mutant, tests):
         except SyntaxError:
             return NOT_BUILT
         return run_tests(folder, tests, words_for(mutant))
-    # What C includes does not change what Cython makes.
-    kinds = (".so",) if path.suffix == ".h" else (".so", ".c")
     touched = modules(mutant.file)
-    for built in [b for unit in touched for b in folder.rglob(f"{unit}.*") if b.suffix in kinds]:
+    # What C includes does not change what Cython makes; it copies what is C already.
+    names = [path.name] if path.suffix == ".c" else []
+    names += [] if path.suffix in (".h", ".c") else [f"{unit}.c" for unit in touched]
+    copies = [p for name in names for p in (folder / "build").rglob(name)]
+    for built in [*copies, *(p for unit in touched for p in folder.rglob(f"{unit}.*.so"))]:
         built.unlink()
     if not build():
         return NOT_BUILT

@@ -9,7 +9,6 @@ from typing import Any
 
 from cylstm.kernels import sequence
 
-LEVELS = ("avx512", "avx2", "neon", "base")
 REALS = {"float32": "f32", "float64": "f64"}
 
 
@@ -18,7 +17,7 @@ def built() -> list[str]:
     """Instruction sets this build contains, best first."""
     from importlib.util import find_spec  # seldom needed, and slow to import
 
-    return [isa for isa in LEVELS if find_spec(f"cylstm.kernels.level_{isa}_f32")]
+    return [isa for isa in sequence.LEVELS if find_spec(f"cylstm.kernels.level_{isa}_f32")]
 
 
 @cache
@@ -46,8 +45,8 @@ def in_use() -> str:
                 continue
             return str(isa)
         raise ImportError(f"no kernels for this machine, which has {sequence.cpu_levels()}")
-    if asked not in LEVELS:
-        raise ValueError(f"CYLSTM_ISA: expected one of {LEVELS}, got {asked!r}")
+    if asked not in sequence.LEVELS:
+        raise ValueError(f"CYLSTM_ISA: expected one of {sequence.LEVELS}, got {asked!r}")
     if asked not in built():
         raise ValueError(f"CYLSTM_ISA={asked}: cylstm was built without it, it has {built()}")
     if asked not in usable():

@@ -24,14 +24,17 @@ cdef extern from "machine.h" nogil:
     ctypedef unsigned FpMode
     const bint HAS_OPENMP
     int omp_get_max_threads()
-    bint cpu_has_avx2()
-    bint cpu_has_avx512()
-    bint cpu_has_neon()
+    unsigned cpu_features()
+    const int ISA_COUNT
+    const char **isa_names
+    const unsigned *isa_needs
     FpMode fp_flush()
     void fp_restore(FpMode before)
     double seconds()
     bint in_main_thread()
     int affinity_cpus()
+
+cdef extern from "memory.h" nogil:
     const bint EXACT_MEMORY
     void *allocate(size_t *size)
     void release(void *block, size_t size)
@@ -171,16 +174,14 @@ ACTIVATIONS = {
 }
 
 
+#: Instruction sets that kernels may be built for, best first.
+LEVELS = tuple(isa_names[i].decode() for i in range(ISA_COUNT))
+
+
 def cpu_levels():
     """Instruction sets this machine can run, best first."""
-    found = []
-    if cpu_has_avx512():
-        found.append("avx512")
-    if cpu_has_avx2():
-        found.append("avx2")
-    if cpu_has_neon():
-        found.append("neon")
-    return [*found, "base"]
+    cdef unsigned features = cpu_features()
+    return [LEVELS[i] for i in range(ISA_COUNT) if features & isa_needs[i] == isa_needs[i]]
 
 
 def openmp_max_threads():

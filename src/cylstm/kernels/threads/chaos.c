@@ -1,47 +1,29 @@
-/* A test build (CYLSTM_CHECKS=chaos) in which every hand-over between threads can be delayed, and
- * is counted.
- *
- * HANDOVER(point) does nothing in other builds. In this one a seed decides, for each thread and each
- * time that it comes to a point, whether it goes on at once, lets others run, or stays there for a
- * while: short against a leader's patience, or long, or long against a whole call. The same seed
- * makes the same decisions.
- */
-#ifndef CYLSTM_CHAOS_H
-#define CYLSTM_CHAOS_H
+#include "chaos.h"
 
 #ifdef CYLSTM_CHAOS
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdint.h>
 #include <time.h>
 
-#define CHAOS_ALL(X)                                                                              \
-    X(TAKE) X(SLEEP) X(ENTER) X(LEAVE) X(LEFT) X(POST) X(CANCEL) X(CANCELLED) X(ASSEMBLE)         \
-    X(ABANDON) X(REAP) X(REAPED) X(ARRIVE) X(GIVE_UP) X(GIVEN_UP) X(MET) X(CLAIM) X(LEAVE_PIECE)      \
-    X(PAUSE) X(ALONE)
-#define CHAOS_ENUM(point) CHAOS_##point,
 #define CHAOS_NAME(point) #point,
-enum { CHAOS_ALL(CHAOS_ENUM) CHAOS_POINTS };
 static const char *const chaos_names[] = {CHAOS_ALL(CHAOS_NAME)};
-enum { HAS_CHAOS = 1 };
-
 static _Atomic uint64_t chaos_seed = 0; /* 0: no delays */
 static _Atomic int64_t chaos_counts[CHAOS_POINTS];
 static _Atomic uint64_t chaos_threads = 0;
 static _Thread_local uint64_t chaos_thread = 0, chaos_times = 0, chaos_last = 0;
 
-static inline uint64_t chaos_mix(uint64_t x) { /* splitmix64's finaliser */
+static uint64_t chaos_mix(uint64_t x) { /* splitmix64's finaliser */
     x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
     return x ^ (x >> 31);
 }
 
-static inline void chaos_wait(double seconds) {
+static void chaos_wait(double seconds) {
     struct timespec span = {0, (long)(1e9 * seconds)};
     nanosleep(&span, 0);
 }
 
-static void chaos_handover(int point) {
+void chaos_handover(int point) {
     /* Relaxed, all of it: it must not order what it is to disorder. */
     const uint64_t seed = atomic_load_explicit(&chaos_seed, memory_order_relaxed);
     atomic_fetch_add_explicit(&chaos_counts[point], 1, memory_order_relaxed);
@@ -60,20 +42,11 @@ static void chaos_handover(int point) {
     else if (dice < often / 2) chaos_wait(100e-6 * (double)(draw >> 32) / 4294967296.0);
     else if (dice < often) sched_yield();
 }
-static inline void chaos(uint64_t seed) {
+void chaos(uint64_t seed) {
     atomic_store_explicit(&chaos_seed, seed, memory_order_relaxed);
 }
-static inline const char *chaos_name(int point) { return chaos_names[point]; }
-static inline long chaos_count(int point) {
+const char *chaos_name(int point) { return chaos_names[point]; }
+long chaos_count(int point) {
     return (long)atomic_load_explicit(&chaos_counts[point], memory_order_relaxed);
 }
-#define HANDOVER(point) chaos_handover(CHAOS_##point)
-#else
-enum { HAS_CHAOS = 0, CHAOS_POINTS = 0 };
-static inline void chaos(unsigned long seed) { (void)seed; }
-static inline const char *chaos_name(int point) { (void)point; return ""; }
-static inline long chaos_count(int point) { (void)point; return 0; }
-#define HANDOVER(point) ((void)0)
-#endif
-
 #endif

@@ -1,2 +1,0 @@
-"""Kernels for avx2 in float32."""
-include "level.pxi"

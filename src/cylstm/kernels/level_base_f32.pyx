@@ -1,2 +1,0 @@
-"""Kernels for base in float32."""
-include "level.pxi"

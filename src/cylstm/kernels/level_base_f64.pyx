@@ -1,2 +1,0 @@
-"""Kernels for base in float64."""
-include "level.pxi"

@@ -1,2 +1,0 @@
-"""Kernels for neon in float32."""
-include "level.pxi"

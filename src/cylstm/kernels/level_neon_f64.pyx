@@ -1,2 +1,0 @@
-"""Kernels for neon in float64."""
-include "level.pxi"
