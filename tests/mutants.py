@@ -170,7 +170,8 @@ class Run:
             source = (SOURCES / file).read_text()
             text, joint = joined.join(source, own, file)
             if joint:
-                texts[file] = joined.with_choice(text, file) if file.endswith((".h", ".c")) else text
+                in_c = file.endswith((".h", ".c"))
+                texts[file] = joined.with_choice(text, file) if in_c else text
                 numbers += joint
         if not texts:
             return set()
