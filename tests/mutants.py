@@ -94,7 +94,11 @@ TESTS = {
     ),
     "segments.py": "reset",
     "states.py": "initial_states reset::test_as_the_oracle topology reset variants bad_input",
+    "structure.py": (
+        "options dropout regularisation topology variants sequences initial_states arrays"
+    ),
     "stored.py": "dense linear embedding params",
+    "tape.py": "trace",
     "weights.py": "variants::test_against_the_oracle initial_states variants",
 }
 

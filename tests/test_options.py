@@ -309,6 +309,51 @@ def test_what_the_layers_share_is_said_alike():
         assert len(texts) == 1 and texts != {""}
 
 
+def sections(method):
+    """Text of each argument and result in a method's docstring, by section and name."""
+    doc, found = inspect.getdoc(method), {}
+    for title, section in re.findall(r"^(\w+)\n-+\n(.*?)(?=\n\n\w+\n---|\Z)", doc, re.S | re.M):
+        for entry in re.split(r"\n(?=\S)", section.strip()):
+            head, _, text = entry.partition("\n")
+            for name in head.partition(" : ")[0].split(", "):
+                found[title, name] = head.partition(" : ")[2] + "\n" + text
+    return found
+
+
+def test_every_method_says_what_its_arguments_are():
+    call = sections(cylstm.LSTM.__call__)
+    for method, others in ((cylstm.LSTM.forward, {"out"}), (cylstm.LSTM.trace, {"x", "reset"})):
+        found = sections(method)
+        for name in inspect.signature(method).parameters.keys() - {"self"}:
+            assert ("Parameters", name) in found, (method, name)
+            if ("Parameters", name) in call and name not in others:
+                assert found["Parameters", name] == call["Parameters", name]
+        assert ("Raises", "ValueError") in found
+
+
+def public_docstrings():
+    """Every docstring that `help(cylstm)` leads to, by name."""
+    for name in dir(cylstm):
+        value = getattr(cylstm, name)
+        if name.startswith("_") or not getattr(value, "__module__", "").startswith("cylstm"):
+            continue
+        yield name, inspect.getdoc(value)
+        if inspect.isclass(value):
+            for of in dir(value):
+                if not of.startswith("_") or of == "__call__":
+                    yield f"{name}.{of}", inspect.getdoc(getattr(value, of))
+
+
+def test_no_docstring_sends_the_reader_elsewhere():
+    found = dict(public_docstrings())
+    assert {"LSTM.forward", "Linear.backward", "Adam.step", "truncated_bptt"} <= found.keys()
+    for name, text in found.items():
+        assert text, name
+        assert not re.search(
+            r"\b([Aa]s for|[Aa]s a plain call|likewise|as above|see above|ditto)\b", text
+        ), name
+
+
 @KIND
 def test_help_needs_no_other_page(kind):
     text = pydoc.plain(pydoc.render_doc(kind))

@@ -14,7 +14,8 @@ from cylstm import activations as known
 from cylstm import checks
 from cylstm.cells import SIGMOID, TANH, Activation
 from cylstm.params import Array
-from cylstm.recurrent import Checks, Recurrent
+from cylstm.recurrent import Recurrent
+from cylstm.structure import Checks
 
 if TYPE_CHECKING:
     from cylstm.params import Rng

@@ -10,9 +10,9 @@ from cylstm import checks
 from cylstm.params import Array
 
 if TYPE_CHECKING:
-    from cylstm.recurrent import Recurrent
+    from cylstm.structure import Structure
 
-L = TypeVar("L", bound="Recurrent")
+L = TypeVar("L", bound="Structure")
 _NAME = re.compile(
     r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])"
     r"_l(\d+)(_reverse)?"
@@ -116,7 +116,7 @@ def _shape(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _inferred(
-    cls: type[Recurrent], found: Mapping[str, Any], options: dict[str, Any]
+    cls: type[Structure], found: Mapping[str, Any], options: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of the constructor; options that contradict the weights are refused."""
     shapes = {name: _shape(name, value) for name, value in found.items()}
@@ -160,7 +160,7 @@ def _inferred(
 
 
 def _hidden_sizes(
-    cls: type[Recurrent], shapes: Mapping[str, tuple[int, ...]], options: dict[str, Any]
+    cls: type[Structure], shapes: Mapping[str, tuple[int, ...]], options: dict[str, Any]
 ) -> tuple[int, ...]:
     """Hidden size of each layer."""
     depth = 1 + max(int(m[1]) for m in map(_NAME.fullmatch, shapes) if m)

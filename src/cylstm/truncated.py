@@ -11,8 +11,9 @@ import numpy as np
 from cylstm import checks, states, threads
 from cylstm.batches import Batch
 from cylstm.params import Array
-from cylstm.recurrent import Recurrent, Tape
+from cylstm.recurrent import Recurrent
 from cylstm.states import State
+from cylstm.tape import Tape
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
@@ -66,8 +67,11 @@ class Window(NamedTuple):
         dy : array-like shaped as y, or None
             Gradient of the window's output; None is zeros. Where k2 < k1, that of the steps before
             `reach` is ignored.
-        clip_step, num_threads
-            As for the layer's `backward`.
+        clip_step : float, optional
+            Bound of the gradient of every gate's pre-activation at every step, as Graves (2013)
+            did against exploding gradients. Default none: the gradient is exact.
+        num_threads : int, optional
+            Most threads to use; default `get_num_threads()`. Never changes a bit of the result.
 
         Returns
         -------

@@ -15,13 +15,13 @@ from cylstm.kernels import dispatch, sequence
 from cylstm.params import Array
 
 if TYPE_CHECKING:
-    from cylstm.recurrent import Recurrent
+    from cylstm.structure import Structure
 
 BIASES = ("bias_ih", "bias_hh")
 Places = tuple[Array | None, ...]
 
 
-def shapes(layer: Recurrent, depth: int) -> dict[str, tuple[int, ...]]:
+def shapes(layer: Structure, depth: int) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of one direction, without its suffix."""
     hidden, outputs = layer.hidden_sizes[depth], layer.output_sizes[depth]
     rows = len(layer.gates) * hidden
@@ -55,7 +55,7 @@ def initial(name: str) -> float | None:
 
 
 def pack(
-    layer: Recurrent, suffix: str, backward: bool, dropconnect: Array | None = None
+    layer: Structure, suffix: str, backward: bool, dropconnect: Array | None = None
 ) -> sequence.Packed:
     """Pack the weights of one direction for the kernels."""
     params = of_direction(layer, layer.params, suffix)
@@ -78,7 +78,7 @@ def pack(
     )
 
 
-def of_direction(layer: Recurrent, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
+def of_direction(layer: Structure, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
     """Parameters, or their gradients, of one direction, without the suffix."""
     return {name: named[full] for name, full in layer._names[suffix].items()}
 
@@ -88,7 +88,7 @@ def depth_of(suffix: str) -> int:
     return int(suffix.removesuffix("_reverse")[1:])
 
 
-def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
+def slot_bias(layer: Structure, params: Mapping[str, Array]) -> Array:
     """Biases in slot order; two that the cell only ever adds are one here, their sum."""
     rows = params["weight_ih"].shape[0]
     b_ih, b_hh = (params.get(name, np.zeros(rows, layer.dtype)) for name in BIASES)
@@ -100,7 +100,7 @@ def slot_bias(layer: Recurrent, params: Mapping[str, Array]) -> Array:
     return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])
 
 
-def single_sizes(layer: Recurrent, depth: int) -> dict[str, int]:
+def single_sizes(layer: Structure, depth: int) -> dict[str, int]:
     """Weights of single units, in the order of `Packed.place_singles`; "bias" is slot_bias."""
     sizes = {name: shape[0] for name, shape in shapes(layer, depth).items()}
     names = [n for n in sizes if n == "weight_peephole" or "_ln" in n]
@@ -114,7 +114,7 @@ def single_sizes(layer: Recurrent, depth: int) -> dict[str, int]:
 
 
 def add_gradients(
-    layer: Recurrent, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
+    layer: Structure, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
 ) -> None:
     """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
     d = layer.num_directions
@@ -130,12 +130,12 @@ def add_gradients(
                 _add_rest(layer, *which)
 
 
-def places(layer: Recurrent, masks: Sequence[Array | None]) -> list[Places]:
+def places(layer: Structure, masks: Sequence[Array | None]) -> list[Places]:
     """Arrays that `sequence.add_gradients` adds the weight gradients of each direction to."""
     return [_places(layer, *which) for which in zip(layer._suffixes(), masks, strict=True)]
 
 
-def _places(layer: Recurrent, suffix: str, dropconnect: Array | None) -> Places:
+def _places(layer: Structure, suffix: str, dropconnect: Array | None) -> Places:
     """Arrays for the weight gradients of one direction, some of them views of the layer's.
 
     `_add_rest` takes the others from where they are added here to where they belong.
@@ -153,7 +153,7 @@ def _places(layer: Recurrent, suffix: str, dropconnect: Array | None) -> Places:
     )
 
 
-def _add_rest(layer: Recurrent, suffix: str, found: Places, dropconnect: Array | None) -> None:
+def _add_rest(layer: Structure, suffix: str, found: Places, dropconnect: Array | None) -> None:
     """Add what `sequence.add_gradients` could not add in place."""
     _, dw_hh, _, _, _, single = found
     views = layer._grad_views
