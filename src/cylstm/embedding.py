@@ -71,7 +71,8 @@ class Embedding(Stored):
         generator = checks.generator("rng", rng)
         shapes = {"weight": (self.num_embeddings, self.embedding_dim)}
         super().__init__(shapes, checks.dtype(dtype))
-        draw(self._storage, generator.standard_normal)
+        if self._draws_parameters():
+            draw(self._storage, generator.standard_normal)
         if self.padding_idx is not None:
             self.split(self._storage)["weight"][self.padding_idx] = 0
 

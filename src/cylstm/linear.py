@@ -114,7 +114,8 @@ class Linear(Stored):
             shapes["bias"] = (self.out_features,)
         super().__init__(shapes, kind)
         bound = self.in_features**-0.5
-        draw_uniform(generator, self._storage, -bound, bound)
+        if self._draws_parameters():
+            draw_uniform(generator, self._storage, -bound, bound)
 
     def _check_tie(self, other: Any, dtype: np.dtype[Any]) -> None:
         if not isinstance(other, Embedding):

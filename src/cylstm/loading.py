@@ -94,9 +94,7 @@ def layer_of(cls: type[L], state: Any, prefix: str, options: dict[str, Any]) -> 
         raise ValueError(
             f"forget_bias: expected None with weights given, got {options['forget_bias']!r}"
         )
-    layer = cls.__new__(cls)
-    layer._undrawn = True
-    cls.__init__(layer, **_inferred(cls, found, options))
+    layer = cls._undrawn(**_inferred(cls, found, options))
     missing = [name for name in layer._shapes if name not in found]
     unexpected = sorted(set(found) - set(layer._shapes))
     if missing or unexpected:

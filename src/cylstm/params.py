@@ -14,7 +14,7 @@ import weakref
 from _thread import RLock  # importing threading takes longer than the package
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -122,6 +122,8 @@ class Parameters:
     _signature = MappingProxyType[str, Any]({})
     #: 0 while the library's constructor runs, 1 until a subclass's has ended as well, then 2.
     _stage = 0
+    #: Whether parameters are to be loaded, so that none are drawn.
+    _loaded = False
     _frozen_names = frozenset[str]()
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -226,6 +228,94 @@ class Parameters:
             if (value := self._argument(name)) is not default and value != default
         ]
         return f"{type(self).__name__}({', '.join(words)})"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What makes such a module again: plain data, for JSON and the like.
+
+        Returns
+        -------
+        mapping of str to (None, bool, int, float, str or tuple)
+            Read-only. "class" is the name of the module's class; the rest are the arguments of its
+            constructor, all of them but `rng`. `from_config` takes it back.
+
+        Raises
+        ------
+        ValueError
+            The module shares a parameter with another one (`tied_to`), which data cannot say.
+        """
+        values = {name: self._argument(name) for name in self._signature if self._keeps(name)}
+        if values.get("tied_to") is not None:
+            raise ValueError(
+                f"tied_to: expected None, to describe a module by itself, got {values['tied_to']!r}"
+            )
+        return MappingProxyType({"class": type(self).__name__, **values})
+
+    def _keeps(self, name: str) -> bool:
+        """Whether a constructor's argument is still there to be read."""
+        return name == "dtype" or hasattr(self, name)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, rng: Rng = None) -> Self:
+        """Make a module as `config` describes it, with new parameters.
+
+        Parameters
+        ----------
+        config : mapping of str to object
+            From `config` of a module, also by way of JSON, where tuples are lists. Arguments that
+            are not there have their defaults.
+        rng : None, int or numpy.random.Generator, default None
+            Source of the initial parameters.
+
+        Returns
+        -------
+        Module
+            Of the class that this is called on, or, called on the class that all modules share, of
+            the one that "class" names.
+
+        Raises
+        ------
+        TypeError
+            `config` is not a mapping, or has an argument that the class does not.
+        ValueError
+            "class" is not there, names no module of the library, or not the class this is called
+            on; or an argument is wrong.
+        """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config: expected a mapping, got {type(config).__name__}")
+        kind, arguments = cls._named(config.get("class")), dict(config)
+        del arguments["class"]
+        unknown = sorted(map(str, set(arguments) - set(kind._signature)))
+        if unknown:
+            raise TypeError(f"config: expected arguments of {kind.__name__}, got {unknown}")
+        made: Any = kind
+        return made(**{name: _as_tuple(value) for name, value in arguments.items()}, rng=rng)  # type: ignore[no-any-return]
+
+    @classmethod
+    def _named(cls, name: Any) -> type[Self]:
+        """Return the class that a configuration is of."""
+        if cls._signature:
+            if name != cls.__name__:
+                raise ValueError(f"config: expected 'class' {cls.__name__!r}, got {name!r}")
+            return cls
+        import cylstm
+
+        kind = getattr(cylstm, name, None) if isinstance(name, str) else None
+        if not (isinstance(kind, type) and issubclass(kind, cls)) or not kind._signature:
+            raise ValueError(f"config: expected 'class' to name a module of cylstm, got {name!r}")
+        return kind
+
+    @classmethod
+    def _undrawn(cls, **arguments: Any) -> Self:
+        """Make a module whose parameters are zeros, to be loaded."""
+        module = cls.__new__(cls)
+        module._loaded = True
+        cls.__init__(module, **arguments)
+        return module
+
+    def _draws_parameters(self) -> bool:
+        """Whether a constructor is to draw initial values; asked once."""
+        return not self.__dict__.pop("_loaded", False)
 
     def _argument(self, name: str) -> Any:
         """Value of a constructor's argument that makes such a module; its default if it is gone."""
@@ -546,6 +636,11 @@ def _of_the_library(cls: type) -> bool:
 
 def _annotated(cls: type) -> Mapping[str, Any]:
     return getattr(cls, "__annotations__", {})
+
+
+def _as_tuple(value: Any) -> Any:
+    """Turn lists, as JSON has them, into the tuples that arguments are."""
+    return tuple([_as_tuple(v) for v in value]) if isinstance(value, (list, tuple)) else value
 
 
 def _arguments(init: Any) -> dict[str, Any]:

@@ -78,8 +78,6 @@ class Structure(Parameters):
     _kind = ""
     #: Whether the candidate's slot is the kernels' first: a GRU's.
     _candidate_first = False
-    #: Whether the weights come from a state dict and nothing is to be drawn.
-    _undrawn = False
     _fixed = Parameters._fixed | {
         "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
     }  # fmt: skip
@@ -130,7 +128,7 @@ class Structure(Parameters):
         #: Whether masks repeat from run to run; otherwise no two copies draw the same.
         self._seeded = given["rng"] is not None
         Parameters.__init__(self, named, dtype)
-        if not self.__dict__.pop("_undrawn", False):
+        if self._draws_parameters():
             with self._changing():
                 self._initialise(self.split(self._storage))
 
