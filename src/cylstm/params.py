@@ -289,7 +289,8 @@ class Parameters:
         if unknown:
             raise TypeError(f"config: expected arguments of {kind.__name__}, got {unknown}")
         made: Any = kind
-        return made(**{name: _as_tuple(value) for name, value in arguments.items()}, rng=rng)  # type: ignore[no-any-return]
+        module: Self = made(**{name: _as_tuple(v) for name, v in arguments.items()}, rng=rng)
+        return module
 
     @classmethod
     def _named(cls, name: Any) -> type[Self]:
