@@ -54,9 +54,7 @@ def values(layer, shape, seed=0, batched=True):
 def run(layer, x, state=None, *, out=None, state_out=None, num_threads=None, **given):
     """The short way; None if it is not open."""
     given = {"lengths": None, "mask": None, "reset": None, "return_": "all"} | given
-    return layer._weights(False).run(
-        x, state, *given.values(), layer.batch_first, out, state_out, num_threads
-    )
+    return layer._weights(False).run(x, state, *given.values(), out, state_out, num_threads)
 
 
 def long_way(layer, x, state=None, lengths=None, **given):
@@ -175,7 +173,7 @@ def test_tapes(cell, options):
                 arguments = {"return_": return_} | read
                 names = ("lengths", "mask")
                 taken = layer._weights(True).record(
-                    x, given, *[read.get(n) for n in names], return_, layer.batch_first, None, 1
+                    x, given, *[read.get(n) for n in names], return_, None, 1
                 )
                 assert taken is not None
                 short = layer.forward(x, given, **arguments)
@@ -582,7 +580,7 @@ def test_a_plan_is_one_callers_from_the_first_look_on():
     x = np.random.default_rng(0).normal(size=(2, 1, 200)).astype("f")
 
     def by(stack, num_threads, x=x):
-        return stack.run(x, None, None, None, None, "all", False, None, None, num_threads)
+        return stack.run(x, None, None, None, None, "all", None, None, num_threads)
 
     def number(given):
         asked.append(given)
@@ -609,19 +607,19 @@ def test_the_native_entry_takes_layers_that_go_together_only():
     gru = network("gru", sizes=(17, 17))._weights(False).layers[0]
     for layers in ([mine, other], [mine, gru], [mine, [*other, *other]], []):
         stack = sequence.Stack(layers, lambda given: 1)
-        assert stack.run(x, None, None, None, None, "all", False, None, None, None) is None
-        assert stack.record(x, None, None, None, "all", False, None, None) is None
+        assert stack.run(x, None, None, None, None, "all", None, None, None) is None
+        assert stack.record(x, None, None, None, "all", None, None) is None
     for wrong in (None, [None], [[None]], [[]], [[layer]]):
         with pytest.raises((TypeError, ValueError)):
             sequence.Stack(wrong, lambda given: 1)
     stack = sequence.Stack([mine], lambda given: 1)
-    expected = stack.run(x, None, None, None, None, "all", False, None, None, None)
+    expected = stack.run(x, None, None, None, None, "all", None, None, None)
     with pytest.raises(ValueError, match=r"^weights"):
-        stack.record(x, None, None, None, "all", False, None, None)
+        stack.record(x, None, None, None, "all", None, None)
     for mine_too in (mine, stack.layers, stack.layers[0]):
         mine_too.clear()
-        found = stack.run(x, None, None, None, None, "all", False, None, None, None)
+        found = stack.run(x, None, None, None, None, "all", None, None, None)
         assert_same_bits(found, expected)
     nothing = sequence.Stack.__new__(sequence.Stack)
-    assert nothing.run(x, None, None, None, None, "all", False, None, None, None) is None
+    assert nothing.run(x, None, None, None, None, "all", None, None, None) is None
     assert nothing.layers == []

@@ -95,7 +95,7 @@ class Recurrent(Structure):
         stack = self._packed or self._weights(False)
         # All at once if everything is as the kernels take it; otherwise it is checked and made so.
         found: tuple[Any, State] | None = stack.run(
-            x, state, lengths, mask, reset, return_, self.batch_first, out, state_out, num_threads
+            x, state, lengths, mask, reset, return_, out, state_out, num_threads
         )
         if found is not None:
             return found
@@ -185,9 +185,7 @@ class Recurrent(Structure):
         checkpoint = self._interval(checkpoint)
         generator = self._rng if rng is None else checks.generator("rng", rng)
         if checkpoint is None and reset is None and not self._draws and not self.dropout:
-            found = self._weights(True).record(
-                x, state, lengths, mask, return_, self.batch_first, out, num_threads
-            )
+            found = self._weights(True).record(x, state, lengths, mask, return_, out, num_threads)
             if found is not None:
                 y, final, calls, x, lengths = found
                 batch = Batch.of_read(x, lengths, mask is not None, return_, self.batch_first)

@@ -296,5 +296,7 @@ class Structure(Parameters):
                 packed = [weights.pack(self, suffix, backward) for suffix in self._suffixes()]
                 d = self.num_directions
                 layers = [packed[i : i + d] for i in range(0, len(packed), d)]
-                self._packed = found = sequence.Stack(layers, threads.number, self._plain)
+                self._packed = found = sequence.Stack(
+                    layers, threads.number, self._plain, self.batch_first
+                )
         return found

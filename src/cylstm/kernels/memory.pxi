@@ -112,44 +112,47 @@ cdef int look(View *view, array, Py_ssize_t itemsize, Py_ssize_t d0, Py_ssize_t 
     return 0
 
 
+cdef inline void lay(View *view, void *data, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
+                     Py_ssize_t d2, Py_ssize_t itemsize) noexcept:
+    """Where the elements of a contiguous (d0, d1, d2) or, `inner_first`, (d1, d0, d2) array are."""
+    view.data, view.size = <char *>data, d0 * d1 * d2 * itemsize
+    view.outer, view.inner = d1 * d2 * itemsize, d2 * itemsize
+    if inner_first:
+        view.outer, view.inner = d2 * itemsize, d0 * d2 * itemsize
+
+
 cdef bint as_made(View *view, array, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0,
                   Py_ssize_t d1, Py_ssize_t d2, Py_ssize_t itemsize) noexcept:
     """Whether it is such an array as `made` makes, and where.
 
-    Of shape (d0, d1, d2), (d1, d0, d2) if `inner_first`, (d0, d2) or (d2).
-
-
-    Anything else that a call takes (subclasses, other dtypes, strides) is left to slower checks.
+    Of shape (d0, d1, d2), (d1, d0, d2) if `inner_first`, (d0, d2) or (d2). Anything else that a
+    call takes (subclasses, other dtypes, strides) is left to slower checks.
     """
+    cdef cnp.npy_intp *shape
     if not cnp.PyArray_CheckExact(array):
         return False
-    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+    shape = cnp.PyArray_DIMS(array)
     if (cnp.PyArray_NDIM(array) != ndim or not cnp.PyArray_IS_C_CONTIGUOUS(array)
             or not cnp.PyArray_ISBEHAVED_RO(array) or shape[ndim - 1] != d2
             or cnp.PyArray_TYPE(array) != type_of(itemsize)):
         return False
-    view.data = <char *>cnp.PyArray_DATA(array)
-    view.outer, view.inner = d1 * d2 * itemsize, d2 * itemsize
-    view.size = d0 * d1 * d2 * itemsize
-    if ndim == 1:
-        return d0 == 1 and d1 == 1
-    if ndim == 2:
-        return d1 == 1 and shape[0] == d0
-    if inner_first:
-        view.outer, view.inner = d2 * itemsize, d0 * d2 * itemsize
-        return shape[0] == d1 and shape[1] == d0
-    return shape[0] == d0 and shape[1] == d1
+    lay(view, cnp.PyArray_DATA(array), inner_first and ndim == 3, d0, d1, d2, itemsize)
+    if ndim < 3:
+        return d1 == 1 and (d0 == 1 if ndim == 1 else shape[0] == d0)
+    return shape[1 if inner_first else 0] == d0 and shape[0 if inner_first else 1] == d1
 
 
-cdef cnp.ndarray made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
-                      Py_ssize_t d2, Py_ssize_t itemsize, bint zero=False):
+cdef object made(View *view, Py_ssize_t ndim, bint inner_first, Py_ssize_t d0, Py_ssize_t d1,
+                 Py_ssize_t d2, Py_ssize_t itemsize, bint zero=False):
     """Make an array that `as_made` accepts, of zeros or without values."""
     cdef cnp.npy_intp shape[3]
-    shape[0], shape[1] = (d1, d0) if inner_first and ndim == 3 else (d0, d1)
+    shape[0], shape[1] = d0, d1
+    if inner_first and ndim == 3:
+        shape[0], shape[1] = d1, d0
     shape[ndim - 1] = d2
     array = cnp.PyArray_ZEROS(ndim, shape, type_of(itemsize), 0) if zero \
         else cnp.PyArray_SimpleNew(ndim, shape, type_of(itemsize))
-    as_made(view, array, ndim, inner_first, d0, d1, d2, itemsize)
+    lay(view, cnp.PyArray_DATA(array), inner_first and ndim == 3, d0, d1, d2, itemsize)
     return array
 
 

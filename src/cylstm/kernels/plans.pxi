@@ -10,27 +10,29 @@ cdef enum:
 cdef class Plan:
     """Calls of one shape, one per layer, with order of rows, memory and schedule: no values."""
     cdef list calls
+    cdef Py_ssize_t steps
+    cdef Py_ssize_t rows
+    cdef Pick pick
+    cdef Py_ssize_t every
     cdef bint counted   # laid out anew each time, because rows have lengths of their own
     cdef bint small     # stays on one thread anyway
+    cdef bint ready     # has a schedule
+    cdef bint large     # takes more memory than is kept
     cdef bint busy      # running, or left to a thread that may still be in it
 
     cdef bint serves(self, Request a) noexcept:
         """Whether calls are planned for such arguments, or can be."""
-        cdef Call call
-        cdef Sequence *s
         if self.busy or self.counted != (a.lengths is not None):
             return False
-        call = self.calls[0]
-        s = &call.seq[0]
-        call = self.calls[a.layers - 1]
-        return self.counted or (s.steps == a.steps and s.rows == a.rows
-                                and call.pick == a.pick and call.every == a.every)
+        return self.counted or (self.steps == a.steps and self.rows == a.rows
+                                and self.pick == a.pick and self.every == a.every)
 
     cdef int lay_out(self, Request a, bint taped=False) except -1:
         """Memory for all calls, in that of the last time."""
         cdef Call call
         cdef Py_ssize_t depth
-        self.small = True
+        self.steps, self.rows, self.pick, self.every = a.steps, a.rows, a.pick, a.every
+        self.small, self.ready = True, False
         for depth in range(a.layers):
             call = self.calls[depth]
             if depth == a.layers - 1:
@@ -45,8 +47,10 @@ cdef class Plan:
     cdef bint is_for(self, int threads) except -1:
         """Whether it has a schedule, for as many threads as the calls are worth."""
         cdef Call call
+        if not self.ready or self.small:
+            return self.ready
         for call in self.calls:
-            if call.job == NULL or call.team != (1 if self.small else team_size(call, threads)):
+            if call.team != team_size(call, threads):
                 return False
         return True
 
@@ -60,25 +64,18 @@ cdef class Plan:
             plan_forward(run, call, call.team)
             run.step0, run.step1 = 0, call.seq[0].steps
             call.job = &run.job
+            self.large = self.large or call.arena.total > AGAIN_BYTES
+        self.ready = True
         return 0
 
     cdef bint let_go(self) noexcept:
         """Let go of the caller's arrays; False if a thread left behind may still read them."""
-        cdef Call call
         for call in self.calls:
-            if call.job.state != IDLE:
+            if (<Call>call).job.state != IDLE:
                 return False
         for call in self.calls:
-            call.x = None
+            (<Call>call).x = None
         return True
-
-    cdef Py_ssize_t nbytes(self) noexcept:
-        """Memory of the largest call."""
-        cdef Call call
-        cdef Py_ssize_t most = 0
-        for call in self.calls:
-            most = max(most, call.arena.total)
-        return most
 
 
 @cython.final
@@ -96,21 +93,25 @@ cdef class Stack:
     plain : bool
         Whether a layer's outputs, both directions side by side, are what the next one reads and
         the caller gets, and states that are not given are zeros. Otherwise `run` does nothing.
+    batch_first : bool
+        Layout of x, and of the outputs.
     """
     cdef list weights
     cdef readonly bint backward     # whether they are packed for it
     cdef object number
     cdef bint plain
+    cdef bint batch_first
     cdef Claim claim    # of what follows
+    cdef Request request
     cdef list plans     # the last used first
 
     def __cinit__(self):
-        self.weights, self.plans = [], []
+        self.weights, self.plans, self.request = [], [], Request.__new__(Request)
 
-    def __init__(self, list layers not None, number, bint plain=True):
+    def __init__(self, list layers not None, number, bint plain=True, bint batch_first=False):
         cdef list weights = [packed[:] for packed in layers]
         cdef Packed first = packed_of(weights[0], 0) if weights else None
-        self.weights, self.number = weights, number
+        self.weights, self.number, self.batch_first = weights, number, batch_first
         self.plain, self.backward = plain and first is not None, first is not None
         for layer in weights:
             self.plain = self.plain and follows(layer, first, len(<list>weights[0]))
@@ -121,13 +122,12 @@ cdef class Stack:
         """A list of those of each layer, one per direction."""
         return [packed[:] for packed in self.weights]
 
-    def run(self, x, state, lengths, mask, reset, return_, bint batch_first, out, state_out,
-            num_threads):
+    def run(self, x, state, lengths, mask, reset, return_, out, state_out, num_threads):
         """Run all layers.
 
         Parameters
         ----------
-        x : ndarray of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I); or list
+        x : ndarray of shape (T, B, I), (B, T, I) if the layer is `batch_first`, or (T, I); or list
             Copied unless it is C-contiguous and of the weights' dtype. A list has an ndarray of
             shape (T_i, I) for each row.
         state : None, or for an LSTM tuple of (h, c), otherwise h
@@ -140,7 +140,6 @@ cdef class Stack:
             For a single step of layers that read forwards: rows whose state does not count.
         return_ : str or int
             As `cylstm.Recurrent` takes it.
-        batch_first : bool
         out : None or ndarray
             OUT, shaped as the outputs; None makes one. In memory apart from what is read.
         state_out : None, or as `state`
@@ -153,22 +152,23 @@ cdef class Stack:
             None, with nothing done, if anything is not exactly as described, or while another call
             is running.
         """
-        cdef Request a = self.read(x, state, lengths, mask, reset, return_, batch_first, out,
-                                   state_out)
         # A call from another thread, or from a signal handler, meanwhile is planned by itself.
-        if a is None or not take_claim(&self.claim):
+        if not self.plain or not take_claim(&self.claim):
             return None
         try:
-            return self.answer(a, out, state_out, num_threads)
+            if self.reads(self.request, x, state, lengths, mask, reset, return_, out, state_out):
+                return self.answer(self.request, out, state_out, num_threads)
+            return None
         finally:
+            self.request.let_go()
             drop_claim(&self.claim)
 
-    def record(self, x, state, lengths, mask, return_, bint batch_first, out, num_threads):
+    def record(self, x, state, lengths, mask, return_, out, num_threads):
         """Run all layers, keeping their tapes; in memory that nothing else will use.
 
         Parameters
         ----------
-        x, state, lengths, mask, return_, batch_first, out, num_threads
+        x, state, lengths, mask, return_, out, num_threads
             As `run` takes them, but for lists as x.
 
         Returns
@@ -181,8 +181,8 @@ cdef class Stack:
         cdef Plan plan
         if type(x) is list:
             return None
-        a = self.read(x, state, lengths, mask, None, return_, batch_first, out, None)
-        if a is None:
+        a = Request.__new__(Request)
+        if not self.plain or not self.reads(a, x, state, lengths, mask, None, return_, out, None):
             return None
         if not self.backward:
             raise ValueError("weights: expected those packed for backward, for a tape")
@@ -192,34 +192,27 @@ cdef class Stack:
         y, state = pass_through(a, plan, out, None)
         return y, state, plan.calls, a.x, a.lengths
 
-    cdef Request read(self, x, state, lengths, mask, reset, return_, bint batch_first, out,
-                      state_out):
-        """Look at all arguments; None if any is not as `run` says."""
-        cdef Request a
-        cdef Packed packed
-        if not self.plain:
-            return None
-        packed = (<list>self.weights[0])[0]
-        a = Request.__new__(Request)
+    cdef bint reads(self, Request a, x, state, lengths, mask, reset, return_, out,
+                    state_out) except -1:
+        """Look at all arguments; False if any is not as `run` says."""
+        cdef Packed packed = <Packed>(<list>self.weights[0])[0]
         a.w, a.itemsize, a.layers = &packed.w, packed.level.itemsize, len(self.weights)
         a.directions = len(<list>self.weights[0])
-        if not a.read(x, state, lengths, mask, reset, return_, batch_first) or (
-                (out is not None or state_out is not None) and not a.takes(out, state_out)):
-            return None
-        return a
+        return a.read(x, state, lengths, mask, reset, return_, self.batch_first) and (
+            (out is None and state_out is None) or a.takes(out, state_out))
 
     cdef answer(self, Request a, out, state_out, num_threads):
         """Do what `run` says, as the one thread that may."""
         cdef Plan plan = self.plan_of(a)
         cdef int threads = self.threads_for(plan, num_threads)
         if not plan.is_for(threads):
-            if (<Call>plan.calls[0]).job != NULL:
+            if plan.ready:
                 plan.lay_out(a)
             plan.schedule(threads)
         plan.busy = True    # unless it runs to its end
         results = pass_through(a, plan, out, state_out)
         plan.busy = not plan.let_go()
-        if plan.nbytes() > AGAIN_BYTES:
+        if plan.large:
             self.plans.remove(plan)
         return results
 
@@ -235,7 +228,7 @@ cdef class Stack:
         cdef Plan plan
         cdef Py_ssize_t i
         for i in range(len(self.plans)):
-            plan = self.plans[i]
+            plan = <Plan>self.plans[i]
             if plan.serves(a):
                 if i > 0:
                     del self.plans[i]
@@ -276,7 +269,7 @@ cdef pass_through(Request a, Plan plan, out, state_out):
         if a.w.cell == LSTM:
             c = made(&a.at_new_c, a.ndim, False, n, a.rows, a.w.hidden, a.itemsize)
     for depth in range(a.layers):
-        call = plan.calls[depth]
+        call = <Call>plan.calls[depth]     # of our own making
         sparse = False
         if depth < a.layers - 1:
             outputs = made_for_steps(a, &y)

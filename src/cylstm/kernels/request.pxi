@@ -1,9 +1,11 @@
 # What a caller asks for where his arguments are exactly what the kernels take: all other calls are
 # checked elsewhere.
 
+cdef str ALL_OF_THEM = "all"    # the very string, as a default is
+
+
 @cython.final
 @cython.auto_pickle(False)
-@cython.freelist(8)
 cdef class Request:
     """What a caller asks of all layers, read once."""
     cdef Weights *w             # of the first layer
@@ -40,6 +42,7 @@ cdef class Request:
         """Whether everything that is read is exactly as the kernels take it."""
         self.at_h.data = self.at_c.data = self.at_y.data = NULL
         self.at_new_h.data = self.at_new_c.data = NULL
+        self.lengths = self.mask = self.reset = self.starts = self.y_starts = None
         if type(x) is list:
             if lengths is not None or mask is not None or reset is not None \
                     or not self.read_rows(<list>x):
@@ -55,6 +58,10 @@ cdef class Request:
         if reset is not None and not self.read_reset(reset):
             return False
         return state is None or self.read_states(state, &self.at_h, &self.at_c)
+
+    cdef void let_go(self) noexcept:
+        """Let go of the caller's arrays."""
+        self.x = None
 
     cdef bint read_array(self, x, bint batch_first) except -1:
         """x of shape (T, B, I), (B, T, I) if `batch_first`, or (T, I)."""
@@ -99,7 +106,9 @@ cdef class Request:
         """Which outputs: by name, or every k-th."""
         cdef Py_ssize_t b
         self.pick, self.every = ALL, 1
-        if type(return_) is str:
+        if return_ is ALL_OF_THEM:
+            pass
+        elif type(return_) is str:
             found = PICKS.get(return_)
             if found is None or return_ == "every":
                 return False

@@ -71,7 +71,11 @@ class Stack:
     @property
     def backward(self) -> bool: ...
     def __init__(
-        self, layers: list[list[Packed]], number: Callable[[Any], int], plain: bool = True
+        self,
+        layers: list[list[Packed]],
+        number: Callable[[Any], int],
+        plain: bool = True,
+        batch_first: bool = False,
     ) -> None: ...
     def run(
         self,
@@ -81,7 +85,6 @@ class Stack:
         mask: object,
         reset: object,
         return_: object,
-        batch_first: bool,
         out: object,
         state_out: object,
         num_threads: object,
@@ -93,7 +96,6 @@ class Stack:
         lengths: object,
         mask: object,
         return_: object,
-        batch_first: bool,
         out: object,
         num_threads: object,
     ) -> tuple[Any, Any, list[Call], npt.NDArray[Any], npt.NDArray[np.int64] | None] | None: ...
