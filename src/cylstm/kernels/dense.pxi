@@ -91,7 +91,7 @@ cdef void multiply(const Dense *d, Py_ssize_t unit, void *room) noexcept nogil:
     """One unit of x w, by the register tile; `room` is for TERMS of its w and x, cache-aligned."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
-    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end, k = 0, depth, o
+    cdef Py_ssize_t k = 0, depth, o, some
     cdef vec *w = <vec *>room
     cdef real *x
     while k < d.depth:
@@ -99,16 +99,29 @@ cdef void multiply(const Dense *d, Py_ssize_t unit, void *room) noexcept nogil:
         x = <real *>(w + (outputs + LANES - 1) // LANES * depth)
         pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, w)
         pack_terms(d, row0, rows, k, depth, x)
-        # A tile's outputs of w stay in the first-level cache while all rows pass by.
+        # What stays in the first-level cache while all rows pass by.
+        some = TERMS // depth * OUTPUTS * LANES
         o = 0
         while o < outputs:
-            end = 0
-            for tile in range(tiles):
-                row, end = end, rows * (tile + 1) // tiles
-                multiply_tile(d, row0, row, end - row, o0 + o, outputs - o, k, depth, x,
-                              w + o // LANES * depth)
-            o += OUTPUTS * LANES
+            multiply_rows(d, row0, rows, o0 + o, min(some, outputs - o), k, depth, x,
+                          w + o // LANES * depth)
+            o += some
         k += TERMS
+
+
+cdef void multiply_rows(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
+    Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *w,
+) noexcept nogil:
+    """The next terms of all rows, for some outputs."""
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end = 0, o
+    for tile in range(tiles):
+        row, end = end, rows * (tile + 1) // tiles
+        o = 0
+        while o < outputs:
+            multiply_tile(d, row0, row, end - row, o0 + o, outputs - o, k, depth, x,
+                          w + o // LANES * depth)
+            o += OUTPUTS * LANES
 
 
 cdef void pack_outputs(const real *w, Py_ssize_t w_row, Py_ssize_t depth, Py_ssize_t outputs,
