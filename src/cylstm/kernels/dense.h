@@ -11,8 +11,8 @@
 #define CYLSTM_DENSE_H
 
 /* A thread takes at most PANEL outputs at a time. From PACKED_ROWS rows on it packs their weights:
- * aligned, side by side. */
-enum { TERM_BYTES = 4096, PANEL = 192, PACKED_ROWS = 24 };
+ * aligned, side by side. Of the other products, for gradients, it packs TERMS of both factors. */
+enum { TERM_BYTES = 4096, PANEL = 192, PACKED_ROWS = 24, TERMS = 192 };
 
 /* The rest is for the levels. */
 #ifdef CYLSTM_REAL
@@ -20,6 +20,7 @@ enum { TERM_BYTES = 4096, PANEL = 192, PACKED_ROWS = 24 };
 
 /* Outputs of a tile of several rows, and of one of a single row, which needs as many chains. */
 enum { OUTPUTS = 4, ROW_OUTPUTS = 8, TILE_ROWS = ROWS_BY_4 };
+_Static_assert(TERMS % FOLD == 0, "otherwise TERMS would change the order of summation");
 
 typedef struct {
     ptrdiff_t depth;        /* number of k */
@@ -124,6 +125,33 @@ UP_TO_BY_4(DOT_FUNCTION, 1, OUTPUTS)
     case R: dots_##R(d); break;
 static inline void run_dots(ptrdiff_t rows, const Dots *d) {
     switch (rows) { UP_TO_BY_4(DOT_CASE, 1, OUTPUTS) }
+}
+
+/* The register tile on packed factors: sums of R rows by U vectors of outputs. */
+typedef struct {
+    ptrdiff_t depth;
+    const real **x;         /* R row pointers */
+    ptrdiff_t x_step;       /* elements from term to term */
+    const real *w;          /* (depth, U, LANES) */
+    const real *init;       /* (U, LANES) that all rows start from; NULL: from out */
+    real **out;             /* R row pointers */
+} Product;
+
+#define PRODUCT_FUNCTION(R, G, U) \
+    static __attribute__((noinline)) void product_##R##_##U(const Product *p) { \
+        const Tile t = {.depth = p->depth, .a = p->x, .a_step = p->x_step, .w = p->w, \
+                        .w_step = U * LANES, .w_block = LANES, .out = p->out, .out_block = LANES, \
+                        .init = p->init, .init_block = LANES, .out_far = 1}; \
+        tile(R, 1, U, &t); \
+    }
+#define PRODUCTS(X) \
+    UP_TO_BY_4(X, 1, 4) UP_TO_BY_4(X, 1, 3) UP_TO_BY_4(X, 1, 2) UP_TO_BY_4(X, 1, 1)
+PRODUCTS(PRODUCT_FUNCTION)
+
+#define PRODUCT_CASE(R, G, U) \
+    case 10 * R + U: product_##R##_##U(p); break;
+static inline void run_product(ptrdiff_t rows, ptrdiff_t vectors, const Product *p) {
+    switch (10 * rows + vectors) { PRODUCTS(PRODUCT_CASE) }
 }
 
 /* Rows side by side, vector by vector with room for `width` of them, zero beyond depth. */

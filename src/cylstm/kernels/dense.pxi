@@ -87,21 +87,41 @@ cdef inline void run_tile_of(
     run_dots(count, dots)
 
 
-cdef void multiply(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
-    """One unit of x w, by the register tile; `panel` is room for PANEL rows of its part of w."""
+cdef void multiply(const Dense *d, Py_ssize_t unit, void *room) noexcept nogil:
+    """One unit of x w, by the register tile; `room` is for TERMS of its w and x, cache-aligned."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
-    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end, k = 0, depth
-    cdef PackedRows x
+    cdef Py_ssize_t k = 0, depth, o, some
+    cdef vec *w = <vec *>room
+    cdef real *x
     while k < d.depth:
-        depth = min(PANEL, d.depth - k)
-        pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, <vec *>panel)
-        for tile in range(tiles):
-            row, end = row0 + rows * tile // tiles, row0 + rows * (tile + 1) // tiles
-            pack_terms(d, row, end - row, k, depth, <real *>x.at)
-            multiply_tile(d, row, end - row, o0, outputs, k, depth, <const real *>x.at,
-                          <const vec *>panel)
-        k += PANEL
+        depth = min(TERMS, d.depth - k)
+        x = <real *>(w + (outputs + LANES - 1) // LANES * depth)
+        pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, w)
+        pack_terms(d, row0, rows, k, depth, x)
+        # What stays in the first-level cache while all rows pass by.
+        some = TERMS // depth * OUTPUTS * LANES
+        o = 0
+        while o < outputs:
+            multiply_rows(d, row0, rows, o0 + o, min(some, outputs - o), k, depth, x,
+                          w + o // LANES * depth)
+            o += some
+        k += TERMS
+
+
+cdef void multiply_rows(
+    const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
+    Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *w,
+) noexcept nogil:
+    """The next terms of all rows, for some outputs."""
+    cdef Py_ssize_t tiles = (rows + TILE_ROWS - 1) // TILE_ROWS, tile, row, end = 0, o
+    for tile in range(tiles):
+        row, end = end, rows * (tile + 1) // tiles
+        o = 0
+        while o < outputs:
+            multiply_tile(d, row0, row, end - row, o0 + o, outputs - o, k, depth, x,
+                          w + o // LANES * depth)
+            o += OUTPUTS * LANES
 
 
 cdef void pack_outputs(const real *w, Py_ssize_t w_row, Py_ssize_t depth, Py_ssize_t outputs,
@@ -116,50 +136,49 @@ cdef void pack_outputs(const real *w, Py_ssize_t w_row, Py_ssize_t depth, Py_ssi
                 w + k * w_row + v * LANES, outputs - v * LANES)
 
 
-cdef void pack_terms(const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t k0,
+cdef void pack_terms(const Dense *d, Py_ssize_t row0, Py_ssize_t rows, Py_ssize_t k0,
                      Py_ssize_t depth, real *packed) noexcept nogil:
-    """Rows of x side by side, term by term."""
-    cdef const real *x = <const real *>d.x + row * d.x_row + k0 * d.x_step
-    cdef Py_ssize_t k, r
-    for k in range(depth):
+    """Terms of each row side by side; of a transpose so many rows side by side, term by term."""
+    cdef const real *x = <const real *>d.x + row0 * d.x_row + k0 * d.x_step
+    cdef Py_ssize_t r = 0, k
+    if d.x_step == 1:
         for r in range(rows):
-            packed[k * rows + r] = x[r * d.x_row + k * d.x_step]
+            memcpy(packed + r * depth, x + r * d.x_row, depth * sizeof(real))
+        return
+    while r < rows:
+        for k in range(depth):
+            vstore(packed + r * depth + k * LANES, vload_part(x + r + k * d.x_step, rows - r))
+        r += LANES
 
 
 cdef void multiply_tile(
-    const Dense *d, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t o0, Py_ssize_t outputs,
-    Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *panel,
+    const Dense *d, Py_ssize_t row0, Py_ssize_t row, Py_ssize_t rows, Py_ssize_t o,
+    Py_ssize_t outputs, Py_ssize_t k, Py_ssize_t depth, const real *x, const vec *w,
 ) noexcept nogil:
-    """The next terms of a few rows."""
-    cdef Py_ssize_t vectors = (outputs + LANES - 1) // LANES, v = 0, r, part, width
+    """The next terms of a few rows, for as many outputs as a tile takes."""
+    cdef Py_ssize_t vectors = min(OUTPUTS, (outputs + LANES - 1) // LANES), r
+    cdef Py_ssize_t part = min(LANES, outputs - (vectors - 1) * LANES)  # of its last vector
     cdef const real *rows_of_x[8]
     cdef real *out[8]
     cdef TileOutputs last
-    cdef Tile t
-    cdef real *sums
-    t.depth, t.a, t.a_step, t.w_block = depth, rows_of_x, rows, LANES
-    t.out, t.out_start, t.out_block, t.out_far = out, 0, LANES, False
-    t.init, t.init_block = NULL, LANES
+    cdef Product p
+    cdef real *sums = <real *>d.sums + (row0 + row) * d.outputs + o
+    p.depth, p.x, p.w, p.out, p.init = depth, rows_of_x, <const real *>w, out, NULL
+    p.x_step = 1 if d.x_step == 1 else LANES
     if k == 0 and not d.add:
-        t.init = zeros
+        p.init = zeros
     for r in range(rows):
-        rows_of_x[r] = x + r
-    while v < vectors:
-        width = min(OUTPUTS, vectors - v)
-        part = outputs - (v + width - 1) * LANES    # of its last vector
-        t.w, t.w_step = <const real *>(panel + v * depth), width * LANES
-        for r in range(rows):
-            sums = <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES
-            out[r] = sums
-            if part < LANES:
-                out[r] = <real *>(last.at + r * OUTPUTS)
-                copy_part(sums, out[r], width, part)
-        run_tile(rows, 1, width, &t)
+        rows_of_x[r] = x + (row + r) * depth
+        if d.x_step > 1:
+            rows_of_x[r] = x + (row + r) // LANES * LANES * depth + (row + r) % LANES
+        out[r] = sums + r * d.outputs
         if part < LANES:
-            for r in range(rows):
-                copy_part(out[r], <real *>d.sums + (row + r) * d.outputs + o0 + v * LANES, width,
-                          part)
-        v += OUTPUTS
+            out[r] = <real *>(last.at + r * OUTPUTS)
+            copy_part(sums + r * d.outputs, out[r], vectors, part)
+    run_product(rows, vectors, &p)
+    if part < LANES:
+        for r in range(rows):
+            copy_part(out[r], sums + r * d.outputs, vectors, part)
 
 
 cdef inline void copy_part(const real *source, real *into, Py_ssize_t vectors,

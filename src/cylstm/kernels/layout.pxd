@@ -35,7 +35,7 @@ cdef extern from "activations.h":
         double beta
 
 cdef extern from "dense.h":
-    enum: PANEL, PACKED_ROWS, TERM_BYTES
+    enum: PANEL, PACKED_ROWS, TERM_BYTES, TERMS
 
 ctypedef struct Weights:
     # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o (coupled: i, g, o);

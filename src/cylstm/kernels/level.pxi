@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, RNN,
-    SLAB, TERM_BYTES, Activation, Dense, Level, Norm, Part, Sequence,
+    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, RNN,
+    SLAB, TERM_BYTES, TERMS, Activation, Dense, Level, Norm, Part, Sequence,
 )
 
 cdef extern from "simd.h" nogil:
@@ -71,6 +71,14 @@ cdef extern from "dense.h" nogil:
         vec *at
     ctypedef struct TileOutputs:
         vec *at
+    ctypedef struct Product:
+        Py_ssize_t depth
+        const real **x
+        Py_ssize_t x_step
+        const real *w
+        const real *init
+        real **out
+    void run_product(Py_ssize_t rows, Py_ssize_t vectors, const Product *product)
     void run_dots(Py_ssize_t rows, const Dots *dots)
     void pack_rows(Py_ssize_t rows, const real *a, Py_ssize_t a_row, Py_ssize_t depth,
                    Py_ssize_t width, vec *packed)

@@ -200,7 +200,7 @@ cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
                              read / WEIGHT_BYTES) < SERIAL_SECONDS:
         threads[0] = 1
     most = PANEL if dots else TERM_BYTES // itemsize
-    d.unit_rows, d.panel = min(UNIT_ROWS, d.rows), most
+    d.unit_rows, d.panel = ceil_of(d.rows, ceil_of(d.rows, UNIT_ROWS)), most
     if threads[0] > 1 and count_units(d) < UNITS * threads[0]:
         if d.rows >= LEAST_UNIT_ROWS * threads[0]:
             d.unit_rows = min(UNIT_ROWS, max(LEAST_UNIT_ROWS, ceil_of(d.rows, UNITS * threads[0])))
@@ -208,12 +208,14 @@ cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
             d.panel = max(LEAST_PANEL, min(most, ceil_of(d.outputs, UNITS * threads[0])))
     j.units = count_units(d)
     threads[0] = min(threads[0], j.units)
-    # Room for whole vectors of a panel of weights, or of a few rows.
-    terms = min(TERM_BYTES // itemsize if dots else PANEL, d.depth)
-    outputs = min(d.panel, d.outputs)
+    # Room for whole vectors of a panel of weights, or of a few rows; of a product, for both.
+    terms = min(TERM_BYTES // itemsize if dots else TERMS, d.depth)
+    outputs = whole(min(d.panel, d.outputs))
     if dots:
-        outputs = max(outputs, min(d.unit_rows, PACKED_ROWS))
-    j.panel_bytes = whole(outputs) * whole(terms) * itemsize
+        outputs = max(outputs, whole(min(d.unit_rows, PACKED_ROWS)))
+    else:
+        outputs += whole(d.unit_rows)
+    j.panel_bytes = outputs * whole(terms) * itemsize
     j.all_bytes = j.panel_bytes * threads[0]
     j.panels = <char *>allocate(&j.all_bytes)
     if j.panels == NULL:

@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.string cimport memcpy, memset
 from cylstm.kernels.layout cimport (
     ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL,
-    RNN, SLAB, TERM_BYTES, Activation, Dense, Level, Part, Pick, Sequence, Weights,
+    RNN, SLAB, TERM_BYTES, TERMS, Activation, Dense, Level, Part, Pick, Sequence, Weights,
 )
 
 cnp.import_array()
