@@ -52,8 +52,7 @@ class Call:
     ) -> tuple[
         npt.NDArray[Any],
         int,
-        npt.NDArray[Any] | None,
-        npt.NDArray[Any],
+        list[npt.NDArray[Any]],
         npt.NDArray[Any],
         npt.NDArray[Any],
     ]: ...
