@@ -64,5 +64,6 @@ class Extras(NamedTuple):
     recurrent: Array | None = None  # (D, B, P) factors of h in recurrent products
     zone_h: Array | None = None  # (T, B, D * P) 1 where h keeps its value
     zone_c: Array | None = None  # (T, B, D * H)
+    attention: Array | None = None  # (T, B, 1) a number for each step that the cell reads
     record: bool = False  # also keep pre-activations
     checkpoint: int = 0  # steps between saved states, 0 to keep the tape

@@ -577,4 +577,4 @@ class GRU(_Gated):
         cell = super()._described()._replace(x_slots=(1, 2, 0), h_slots=(1, 2, 3))
         if self.reset_after:
             return cell
-        return cell._replace(kind="gru_reset_before", h_slots=(1, 2, 0), products=2)
+        return cell._replace(kind=f"{self._kind}_reset_before", h_slots=(1, 2, 0), products=2)

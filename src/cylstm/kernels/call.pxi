@@ -70,6 +70,8 @@ cdef class Call:
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
         look(&view, x, packed.level.itemsize, steps, rows, packed.w.inputs, "x")
         self.begin(weights, steps, rows, extras, Arena())
+        if packed.w.cell.attends and (extras is None or extras.attention is None):
+            raise ValueError("attention: expected one number for each step, got None")
         if lengths is not None:
             lengths = lengths.copy()    # what is measured here is what is used
         if self.starts is not None:
@@ -208,6 +210,9 @@ cdef class Call:
                            &s.zone_h_step)
             self.look_zone(d, extras.zone_c, s.w.hidden, &s.zone_c, &s.zone_c_row,
                            &s.zone_c_step)
+            if s.w.cell.attends:
+                self.look_step_numbers(d, extras.attention, "attention", False, &s.attention,
+                                       &s.attention_row, &s.attention_step)
             if s.h_mask != NULL or s.zone_h != NULL or s.zone_c != NULL or extras.record:
                 s.plain = False
         if taped and extras.checkpoint:
@@ -232,6 +237,17 @@ cdef class Call:
         base[0] = view.data + d * width * self.level.itemsize
         row[0] = self.place(d, &view)
         step[0] = self.stride(d, &view)
+        return 0
+
+    cdef int look_step_numbers(self, Py_ssize_t d, array, str name, bint written, void **base,
+                               Py_ssize_t **row, Py_ssize_t *step) except -1:
+        """A number for each step: (frames, width, 1)."""
+        cdef View view
+        if self.arena.counting:
+            self.arena.room(max(1, self.seq[d].rows), sizeof(Py_ssize_t))   # where rows are
+            return 0
+        look(&view, array, self.level.itemsize, self.frames, self.width, 1, name, written)
+        base[0], row[0], step[0] = view.data, self.place(d, &view), self.stride(d, &view)
         return 0
 
     cdef int order_rows(self, const cnp.int64_t *lengths) except -1:
@@ -475,7 +491,7 @@ cdef class Call:
         states = <char *>states + s.state_at[step] * width
         memcpy(states if restore else saved, saved if restore else states, s.rows * width)
 
-    cdef Call again(self, dy, list dx, double clip_step):
+    cdef Call again(self, dy, list dx, double clip_step, list d_attention):
         """A copy for one backward pass, with gradients where the outputs were."""
         cdef Call call = Call.__new__(Call)
         cdef Py_ssize_t d, k
@@ -501,6 +517,9 @@ cdef class Call:
             call.make_gradient_room(d)
             if not call.arena.counting:
                 call.look_gradients(d, dy, dx[d])
+            if s.w.cell.attends:
+                call.look_step_numbers(d, d_attention and d_attention[d], "d_attention", True,
+                                       &s.d_attention, &s.d_attention_row, &s.d_attention_step)
         return call
 
     cdef int make_gradient_room(self, Py_ssize_t d) except -1:
@@ -534,6 +553,8 @@ cdef class Call:
             s.d_2 = arena.room(entries, out_width)
             s.d_second = arena.room(s.rows, width)
             s.second_copy = self.room_for_copies(d, s.w.blocks)
+        if s.w.cell.attends:
+            s.d_scaled = arena.room(entries, width)
         if s.w.singles:
             s.d_singles = arena.room(times(s.rows, s.w.singles), width, True)
             s.d_single = self.sums.room(s.w.singles, width, True)

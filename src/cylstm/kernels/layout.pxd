@@ -126,6 +126,10 @@ ctypedef struct Sequence:
     void *zone_c
     Py_ssize_t *zone_c_row
     Py_ssize_t zone_c_step
+    # A number for each step of a row that the cell reads in addition to x
+    void *attention
+    Py_ssize_t *attention_row
+    Py_ssize_t attention_step
     # Backward only
     double clip_step        # bound of the gradient of pre-activations, 0: none
     void *dy                # gradient of y, may be NULL
@@ -136,6 +140,10 @@ ctypedef struct Sequence:
     void *dx                # OUT
     Py_ssize_t *dx_row      # as x_row and x_step
     Py_ssize_t dx_step
+    void *d_attention       # OUT
+    Py_ssize_t *d_attention_row
+    Py_ssize_t d_attention_step
+    void *d_scaled          # (chunk entries, blocks, lanes) what the unit adds to d_attention
     # IN/OUT (rows, out_blocks * lanes), from the second on (rows, blocks * lanes): gradients of
     # the states after a step, then before it
     void *d_state[STATES]
@@ -199,6 +207,7 @@ cdef struct CellKernels:
     Py_ssize_t gates
     Py_ssize_t slots
     Py_ssize_t states
+    bint attends            # whether it reads `attention`
     bint has_plain          # whether there is a textbook form, which `plain` asks for
     # From pre-activations and the state before to the state after; with a second product, to what
     # that reads

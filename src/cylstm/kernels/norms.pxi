@@ -18,9 +18,9 @@ cdef enum:
     STRAIGHT, SQUARED, TIMES
 
 
-cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
-                   real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
-    """Mean over gates and units of v, (v - shift)^2 or v w; strides from block to block."""
+cdef real row_sum(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
+                  real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
+    """Sum over gates and units of v, (v - shift)^2 or v w; strides from block to block."""
     cdef vec sums[4]
     cdef vec a
     cdef real parts[16]
@@ -42,7 +42,12 @@ cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w
         vstore(parts + k * LANES, sums[k])
     for k in range(PARTIAL):
         total += parts[k]
-    return total / <real>(gates * hidden)
+    return total
+
+
+cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
+                   real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
+    return row_sum(v, stride, w, w_stride, shift, what, gates, hidden) / <real>(gates * hidden)
 
 
 cdef real normalise(real *v, Py_ssize_t stride, real *into, Py_ssize_t into_stride,

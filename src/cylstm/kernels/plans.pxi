@@ -111,7 +111,8 @@ cdef class Stack:
         cdef list weights = [packed[:] for packed in layers]
         cdef Packed first = packed_of(weights[0], 0) if weights else None
         self.weights, self.number = weights, number
-        self.plain, self.backward = plain and first is not None, first is not None
+        self.backward = first is not None
+        self.plain = plain and first is not None and not first.w.cell.attends
         for layer in weights:
             self.plain = self.plain and follows(layer, first, len(<list>weights[0]))
             self.backward = self.backward and packed_of(layer, 0).backward

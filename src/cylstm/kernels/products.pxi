@@ -379,3 +379,8 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
         row = entry - (s.first[step] - p.origin)
         memcpy(<real *>s.dx + s.dx_row[row] + when(s, step, row) * s.dx_step,
                <real *>s.dx_copy + entry * width, s.w.inputs * sizeof(real))
+        if s.w.cell.attends:
+            (<real *>s.d_attention)[s.d_attention_row[row]
+                                    + when(s, step, row) * s.d_attention_step] = row_sum(
+                <real *>s.d_scaled + entry * s.w.blocks * LANES, LANES, NULL, 0, 0, STRAIGHT, 1,
+                s.w.hidden)

@@ -390,7 +390,8 @@ cdef int clear_unread(Call call, View *y) except -1:
     return 0
 
 
-def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double clip_step=0):
+def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double clip_step=0,
+             list d_attention=None):
     """Propagate gradients through one pass of one layer.
 
     Parameters
@@ -405,6 +406,8 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double 
     threads : int
     clip_step : float
         Bound of the gradients of pre-activations at every step; 0 is none.
+    d_attention : list of ndarray of shape (T, B, 1), if the cell reads attention
+        OUT, one per direction; steps that were not read are not written.
 
     Returns
     -------
@@ -420,10 +423,12 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double 
         raise ValueError("tape: expected a call that kept one")
     expect("dfinal", dfinal, s.w.states)
     expect("dx", dx, tape.directions)
+    if s.w.cell.attends:
+        expect("d_attention", d_attention, tape.directions)
     if s.pick == FINAL and dy is not None:
         look(&view, dy, tape.level.itemsize, tape.directions, s.rows, s.w.outputs, "dy")
         dfinal = (dy if dfinal[0] is None else dfinal[0] + dy, *dfinal[1:])
-    cdef Call call = tape.again(dy, dx, clip_step)
+    cdef Call call = tape.again(dy, dx, clip_step, d_attention)
     for d in range(call.directions):
         s = &call.seq[d]
         for k in range(s.w.states):
@@ -516,7 +521,7 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     count_plan(&run, call, threads, True)
     if not taped:
         return call.arena.total, 0, 0
-    back = call.again(None, [None] * call.directions, 0)
+    back = call.again(None, [None] * call.directions, 0, None)
     for _ in range(back.directions):
         back.arena.room(max(1, rows), sizeof(Py_ssize_t))    # where rows are in dx
     if back.window:

@@ -72,6 +72,11 @@ cdef inline Py_ssize_t time_of(const Sequence *s, Py_ssize_t step, Py_ssize_t ro
     return when(s, step, row)
 
 
+cdef inline vec attention(const Sequence *s, Py_ssize_t step, Py_ssize_t row) noexcept nogil:
+    """The number that comes with a row's step."""
+    return vset((<real *>s.attention)[s.attention_row[row] + when(s, step, row) * s.attention_step])
+
+
 # Zoneout (Krueger et al. 2017): h_t = k h_{t-1} + (1 - k) h, k random in training, otherwise its
 # mean.
 
