@@ -13,12 +13,13 @@ from reference_cells import CELLS, activation, margins
 GATES = {
     "rnn": ("hidden",),
     "gru": ("reset", "update", "candidate"),
+    "augru": ("reset", "update", "candidate"),
     "lstm": ("input", "forget", "candidate", "output"),
 }
 # Cells whose state is more than h.
 STATES = {"lstm": "hc"}
 # Cells to which each step comes with a number.
-ATTENDING = ()
+ATTENDING = ("augru",)
 # By state, as `trace` calls it.
 TRACED = {"h": "hidden", "c": "cell"}
 

@@ -231,6 +231,21 @@ def d_gru_gates(o, w, step, grads, clip_step, dz, dn):
     return dx, dh_in + dh_reset
 
 
+def augru(o, w, x, h_in, h):
+    """A GRU whose update gate is scaled, as oneDNN does: h' = (1 - u) n + u h, u = (1 - a) z."""
+    z, n, step = gru_gates(o, w, x, h_in, h)
+    u = (1 - w["attention"]) * z
+    return ((1 - u) * n + u * h,), step
+
+
+def d_augru(o, w, step, grads, clip_step, dh):
+    z, n, rest = step["update"], step["candidate"], 1 - w["attention"]
+    du = dh * (step["_h"] - n)
+    step["_dattention"] = -(du * z).sum(-1)
+    dn = dh * (1 - rest * z)
+    return *d_gru_gates(o, w, step, grads, clip_step, du * rest, dn), (dh * rest * z,)
+
+
 def lstm_parts(o, w):
     """Gate names in the weights' order, and by gate name the peepholes and TFLite's layer norm."""
     names = [name for name in o.gates if name != "forget" or not o.coupled]
@@ -323,6 +338,7 @@ def d_lstm(o, w, step, grads, clip_step, dh, dc):
 CELLS = {
     "rnn": (rnn, d_rnn),
     "gru": (gru, d_gru),
+    "augru": (augru, d_augru),
     "lstm": (lstm, d_lstm),
 }
 

@@ -63,6 +63,7 @@ OWN = {
         "activations": [None, (("HardSigmoid", 0.5, 0.4), "Softsign"),
                         {"reset": ("Affine", 0.3, 0.4)}],
     },
+    "augru": {"reset_after": [True, False], "layer_norm": [None, "haste"]},
     "rnn_tanh": {
         "nonlinearity": ["tanh", "relu", ("Elu", 0.7)],
         "independent": [False, True],

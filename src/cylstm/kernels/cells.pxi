@@ -109,3 +109,4 @@ cdef CellKernels *new_cell(const char *name, Py_ssize_t gates, Py_ssize_t slots,
 include "cells/rnn.pxi"
 include "cells/lstm.pxi"
 include "cells/gru.pxi"
+include "cells/augru.pxi"
