@@ -112,6 +112,8 @@ def level_extension(level, real):
     """Describe the kernels of one instruction set and element type: level.pxi under its flags."""
     lane_bytes, cflags = LEVELS[level]
     macros = [("CYLSTM_REAL", REALS[real]), ("CYLSTM_LANES_BYTES", str(lane_bytes))]
+    # Constants that cells are specialised by reach all that they call, whatever its size.
+    macros.append(("CYTHON_INLINE", "inline __attribute__((always_inline))"))
     source = GENERATED / f"level_{level}_{real}.pyx"
     if not source.exists():
         source.parent.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "GRU reset_after=False": ("GRU", {"reset_after": False}, {}, 1),
     "GRU layer_norm": ("GRU", {"layer_norm": "haste"}, {}, 1),
     "GRU clip": ("GRU", {"clip": 3.0}, {}, 1),
+    "AUGRU": ("AUGRU", {}, {"attention": True}, 1),
     "RNN relu": ("RNN", {"nonlinearity": "relu"}, {}, 1),
     "RNN elu": ("RNN", {"nonlinearity": "Elu"}, {}, 1),
     "RNN independent": ("RNN", {"independent": True}, {}, 1 / 2),
@@ -50,6 +51,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "checkpoint=sqrt": ("LSTM", {}, {"checkpoint": "sqrt"}, 1),
     "clip_step": ("LSTM", {}, {"clip_step": 1.0}, 1),
 }
+# What a class is compared with, if not with itself without options.
+PLAIN = {"LSTM": "", "AUGRU": "GRU"}
 TRAINING_ONLY = ("checkpoint", "clip_step")
 
 
@@ -65,6 +68,8 @@ def run_of(name: str, mode: str, threads: int) -> Callable[[], Any]:
     call = {"num_threads": threads} | call
     if "mask" in call:
         call["mask"] = rng.random((T, B)) < 0.9
+    if "attention" in call:
+        call["attention"] = rng.random((T, B), np.float32)
     if call.pop("list", False):
         x = [x[: T - T * b * 2 // (5 * (B - 1)), b] for b in range(B)]
     backward = {key: call.pop(key) for key in ("clip_step",) if key in call}
@@ -82,7 +87,7 @@ def run_of(name: str, mode: str, threads: int) -> Callable[[], Any]:
 
 def measure(name: str, mode: str, threads: int, rounds: int) -> dict[str, list[float]]:
     """Microseconds per call of an option and of its plain cell, round by round."""
-    plain = {"LSTM": ""}.get(OPTIONS[name][0], OPTIONS[name][0])
+    plain = PLAIN.get(OPTIONS[name][0], OPTIONS[name][0])
     runs = {"option": run_of(name, mode, threads), "plain": run_of(plain, mode, threads)}
     us: dict[str, list[float]] = {key: [] for key in runs}
     for i in range(rounds + 1):

@@ -23,6 +23,7 @@ LAYERS = {
     "lstm": cylstm.LSTM,
 }
 CELLS = tuple(LAYERS)
+LAYERS |= {"augru": cylstm.AUGRU}
 DTYPES = ("float32", "float64")
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
@@ -44,17 +45,19 @@ class Problem(NamedTuple):
     mask: np.ndarray | None = None  # (T, B)
     return_: Any = "all"
     reset: np.ndarray | None = None  # (T, B)
+    attention: np.ndarray | None = None  # (T, B), for cells that read it
 
     def oracle(self, masks=None):
         """Output, final state and cache of the float64 reference."""
         return reference.forward(
             self.network, self.layer.params, self.x, self.state, self.lengths, masks,
-            mask=self.mask, return_=self.return_, reset=self.reset,
+            mask=self.mask, return_=self.return_, reset=self.reset, attention=self.attention,
         )  # fmt: skip
 
     def steps(self):
-        """The arguments of a call that choose steps, where they are not the defaults."""
-        given = {"lengths": self.lengths, "mask": self.mask, "reset": self.reset}
+        """The arguments of a call beside x and state, where they are not the defaults."""
+        given = {"lengths": self.lengths, "mask": self.mask, "reset": self.reset,
+                 "attention": self.attention}  # fmt: skip
         chosen = {"return_": self.return_} if self.return_ != "all" else {}
         return {name: value for name, value in given.items() if value is not None} | chosen
 
@@ -72,22 +75,25 @@ class Problem(NamedTuple):
     def backward(self, tape, **options):
         """Zero the gradients, go back, and return dx and the state's gradients as a tuple."""
         self.layer.zero_grad()
-        dx, dstate = self.layer.backward(tape, self.dy, joined(self.dstate), **options)
+        dx, dstate, *_ = self.layer.backward(tape, self.dy, joined(self.dstate), **options)
         return dx, self.parts(dstate)
 
     def gradients(self, tape, **options):
         """All gradients by name."""
-        dx, dstate = self.backward(tape, **options)
-        return {"x": dx, **by_name(dstate)} | {k: g.copy() for k, g in self.layer.grads.items()}
+        self.layer.zero_grad()
+        dx, dstate, *more = self.layer.backward(tape, self.dy, joined(self.dstate), **options)
+        found = {"x": dx, **by_name(self.network, self.parts(dstate))}
+        found |= {k: g.copy() for k, g in self.layer.grads.items()}
+        return found | ({"attention": more[0]} if more else {})
 
     def oracle_gradients(self, masks=None, clip_step=None):
         """What `gradients` should give."""
         cache = self.oracle(masks)[2]
         dx, dstate, grads = reference.backward(cache, self.dy, self.dstate, clip_step)
-        return {"x": dx, **by_name(dstate), **grads}
+        return {"x": dx, **by_name(self.network, dstate), **grads}
 
     def parts(self, state):
-        return state if self.network.cell == "lstm" else (state,)
+        return state if len(self.network.states) > 1 else (state,)
 
 
 class Bare:
@@ -147,7 +153,10 @@ def problem(
     if network.learn_initial_state:
         drawn = {n: 0.5 * normal(*v.shape) for n, v in layer.params.items() if "initial" in n}
         layer.assign(drawn)
-    return Problem(cell, layer, x, state, lengths, dy, dstate, network, mask, return_, reset)
+    attention = rng.random((steps, rows)).astype(layer.dtype) if network.attends else None
+    return Problem(
+        cell, layer, x, state, lengths, dy, dstate, network, mask, return_, reset, attention
+    )
 
 
 NETWORK_OPTIONS = {field.name for field in dataclasses.fields(reference.Network)}
@@ -163,16 +172,16 @@ def smooth_problem(*arguments, masks=None, least=KINK, **options):
     for seed in range(500):
         p = problem(*arguments, seed=seed, **options)
         _, state, cache = p.oracle(masks and masks(p))
-        bounded = all(np.abs(a).max(initial=0) < 30 for a in by_name(state).values())
+        bounded = all(np.abs(a).max(initial=0) < 30 for a in by_name(p.network, state).values())
         if bounded and reference.margin(cache) > least:  # not every activation is bounded
             return p
     raise RuntimeError("expected a smooth problem among 500, got none")
 
 
-def by_name(state):
+def by_name(network, state):
     """The arrays of a state or of its gradient: h0, c0, or h0_l0 and so on."""
     found = {}
-    for name, part in zip(("h0", "c0"), state, strict=False):
+    for name, part in zip([f"{name}0" for name in network.states], state, strict=True):
         if part is None:
             continue
         found |= ({f"{name}_l{k}": a for k, a in enumerate(part)} if isinstance(part, tuple)
@@ -182,7 +191,8 @@ def by_name(state):
 
 def tensors(p):
     """Everything to differentiate by, by name."""
-    return {"x": p.x, **by_name(p.state), **p.layer.params}
+    more = {} if p.attention is None else {"attention": p.attention}
+    return {"x": p.x, **by_name(p.network, p.state), **p.layer.params, **more}
 
 
 def moved(p, name, value):
@@ -190,9 +200,9 @@ def moved(p, name, value):
     if name in p.layer.params:
         p.layer.assign({name: value})
         return p
-    if name == "x":
-        return p._replace(x=value)
-    arrays = iter((by_name(p.state) | {name: value}).values())
+    if name in ("x", "attention"):
+        return p._replace(**{name: value})
+    arrays = iter((by_name(p.network, p.state) | {name: value}).values())
     return p._replace(state=tuple(
         tuple(next(arrays) for _ in part) if isinstance(part, tuple) else next(arrays)
         for part in p.state
@@ -256,7 +266,7 @@ def parts(state):
 
 def joined(parts):
     """A state as layers take it: (h, c) or h."""
-    return parts if len(parts) == 2 else parts[0]
+    return parts if len(parts) > 1 else parts[0]
 
 
 def replayed(p):

@@ -13,15 +13,22 @@ from reference_cells import CELLS, activation, margins
 GATES = {
     "rnn": ("hidden",),
     "gru": ("reset", "update", "candidate"),
+    "augru": ("reset", "update", "candidate"),
     "lstm": ("input", "forget", "candidate", "output"),
 }
+# Cells whose state is more than h.
+STATES = {"lstm": "hc"}
+# Cells to which each step comes with a number.
+ATTENDING = ("augru",)
+# By state, as `trace` calls it.
+TRACED = {"h": "hidden", "c": "cell"}
 
 
 @dataclass(frozen=True)
 class Network:
     """What the oracle must know of a layer beside its parameters: the constructor's arguments."""
 
-    cell: str  # rnn, gru, lstm
+    cell: str  # one of GATES
     input_size: int
     hidden_size: Any
     num_layers: int = 1
@@ -67,6 +74,15 @@ class Network:
         return GATES[self.cell]
 
     @property
+    def states(self):
+        return STATES.get(self.cell, "h")
+
+    @property
+    def attends(self):
+        """Whether each step comes with a number."""
+        return self.cell in ATTENDING
+
+    @property
     def activation_of(self):
         """By gate name, and "cell" for the way out of an LSTM's: name, alpha, beta."""
         if self.cell == "rnn":
@@ -106,9 +122,7 @@ class Network:
             if self.layer_norm == "tflite":
                 own |= {"weight_ln": (rows,)}
             if self.learn_initial_state:
-                own |= {"initial_h": (out,)}
-                if self.cell == "lstm":
-                    own |= {"initial_c": (hidden,)}
+                own |= {f"initial_{s}": (hidden if s != "h" else out,) for s in self.states}
             for d in self.directions:
                 shapes |= {f"{name}_l{k}{d}": shape for name, shape in own.items()}
             width = out * (len(self.directions) if self.merge_mode == "concat" else 1)
@@ -116,7 +130,7 @@ class Network:
 
     def state_parts(self):
         """Per part of the state (h, and an LSTM's c) its size in each layer."""
-        return (self.widths, self.hidden) if self.cell == "lstm" else (self.widths,)
+        return (self.widths, *[self.hidden] * (len(self.states) - 1))
 
     def state_of(self, make, rows):
         """A state whose arrays make(D or L*D, rows, size) returns."""
@@ -168,18 +182,24 @@ def direction(net, w, x, state, valid, backwards, masks, reset, initial):
     for t in order:
         state = tuple(np.where(cuts[t], i, s) for i, s in zip(initial, state, strict=True))
         h_in = masks["recurrent"] * state[0]
-        new, records[t] = CELLS[net.cell][0](net, w, x[t], h_in, *state)
+        new, records[t] = CELLS[net.cell][0](net, at_step(w, masks, t), x[t], h_in, *state)
         # Zoneout, Krueger et al. 2017.
-        new = [n + k * (s - n) for n, s, k in zip(new, state, kept(masks, t), strict=False)]
-        records[t] |= dict(zip(("hidden", "cell"), new, strict=False))
+        new = [n + k * (s - n) for n, s, k in zip(new, state, kept(masks, t, state), strict=True)]
+        records[t] |= {TRACED[s]: n for s, n in zip(net.states, new, strict=True)}
         state = tuple(np.where(valid[t], n, s) for n, s in zip(new, state, strict=True))
         y[t] = np.where(valid[t], new[0], 0)
     return y, state, (net, w, order, valid, masks, records, cuts)
 
 
-def kept(masks, t):
-    """The masks of zoneout at a step, for h and c."""
-    return [m if np.ndim(m) == 0 else m[t] for m in (masks["zoneout"], masks["zoneout_cell"])]
+def kept(masks, t, state):
+    """The masks of zoneout at a step: for h, for c, and none for others."""
+    masks = (masks["zoneout"], masks["zoneout_cell"], 0.0, 0.0)
+    return [m if np.ndim(m) == 0 else m[t] for m in masks[: len(state)]]
+
+
+def at_step(w, masks, t):
+    """The weights, and the number that comes with a step, (B, 1), if the cell reads one."""
+    return w if masks["attention"] is None else w | {"attention": masks["attention"][t][:, None]}
 
 
 def d_direction(cache, dy, dstate, grads, clip_step):
@@ -191,9 +211,12 @@ def d_direction(cache, dy, dstate, grads, clip_step):
         passed_by = [np.where(valid[t], 0, d) for d in dstate]
         dnew = [np.where(valid[t], d, 0) for d in dstate]
         dnew[0] = dnew[0] + np.where(valid[t], dy[t], 0)
-        dzoned = [d * k for d, k in zip(dnew, kept(masks, t), strict=False)]
+        dzoned = [d * k for d, k in zip(dnew, kept(masks, t, dnew), strict=True)]
         dnew = [d - z for d, z in zip(dnew, dzoned, strict=True)]
-        dx[t], dh_in, dold = CELLS[net.cell][1](net, w, records[t], grads, clip_step, *dnew)
+        own = at_step(w, masks, t)
+        dx[t], dh_in, dold = CELLS[net.cell][1](net, own, records[t], grads, clip_step, *dnew)
+        if masks["attention"] is not None:
+            masks["d_attention"][t] += records[t]["_dattention"]
         dold = (dold[0] + masks["recurrent"] * dh_in, *dold[1:])
         dstate = tuple(sum(ds) for ds in zip(dold, passed_by, dzoned, strict=True))
         dinitial = [i + (cuts[t] * d).sum(0) for i, d in zip(dinitial, dstate, strict=True)]
@@ -257,7 +280,7 @@ def d_merge(mode, ys, dy):
     return {"sum": [dy, dy], "ave": [dy / 2, dy / 2], "mul": [dy * b, dy * a]}[mode]
 
 
-def masks_of(net, layer, d, drawn):
+def masks_of(net, layer, d, drawn, attention, d_attention):
     """The masks of direction d of a layer, or what stands for them in a call without."""
     ways = len(net.directions)
 
@@ -269,21 +292,24 @@ def masks_of(net, layer, d, drawn):
         "recurrent": drawn["recurrent"][d] if "recurrent" in drawn else 1.0,
         "zoneout": part("zoneout", net.zoneout),
         "zoneout_cell": part("zoneout_cell", net.zoneout_cell),
+        "attention": attention,
+        "d_attention": d_attention,
     }
 
 
 def forward(
-    net, params, x, state=None, lengths=None, masks=None, *, mask=None, return_="all", reset=None
-):
+    net, params, x, state=None, lengths=None, masks=None, *, mask=None, return_="all", reset=None,
+    attention=None,
+):  # fmt: skip
     """The whole network.
 
     x (T, B, I). state: a tuple of (L*D, B, size) arrays, or of tuples of (D, B, size) if sizes
     differ; of None, or of arrays that are None, the learned one or zeros; of one row it is that of
     all. reset (T, B): before such steps the state is the learned one or zeros again. lengths (B,)
-    or mask (T, B): the valid steps. masks, one dict per layer, as a tape has them: dropconnect, a
-    list of arrays like weight_hh; recurrent (D, B, P); zoneout (T, B, D*P); zoneout_cell
-    (T, B, D*H); dropout, which multiplies the layer's output. Without them zoneout acts by its
-    expectation and nothing is dropped.
+    or mask (T, B): the valid steps. attention (T, B), if the cell reads it. masks, one dict per
+    layer, as a tape has them: dropconnect, a list of arrays like weight_hh; recurrent (D, B, P);
+    zoneout (T, B, D*P); zoneout_cell (T, B, D*H); dropout, which multiplies the layer's output.
+    Without them zoneout acts by its expectation and nothing is dropped.
     Returns y, the final state, and the cache for `backward`.
     """
     params = {name: np.asarray(value, np.float64) for name, value in params.items()}
@@ -294,6 +320,8 @@ def forward(
     valid = np.ones((steps, rows), bool) if mask is None else np.asarray(mask)
     reset = np.zeros((steps, rows), bool) if reset is None else np.asarray(reset, bool)
     given, learned = starts_of(net, params, state, rows)
+    attention = attention if attention is None else np.asarray(attention, np.float64)
+    d_attention = np.zeros((steps, rows))
     finals, layers = {}, []
     for k in range(len(net.hidden)):
         drawn = masks[k] if masks else {}
@@ -302,7 +330,7 @@ def forward(
         for d, way in enumerate(net.directions):
             suffix, backwards = f"_l{k}{way}", bool(way) or net.go_backwards
             w = {n.removesuffix(suffix): v for n, v in params.items() if n.endswith(suffix)}
-            own = masks_of(net, k, d, drawn)
+            own = masks_of(net, k, d, drawn, attention, d_attention)
             w["weight_hh"] = w["weight_hh"] * own["dropconnect"]
             start = tuple(
                 np.broadcast_to(i if g is None else g, (rows, len(i)))
@@ -335,16 +363,22 @@ def starts_of(net, params, state, rows):
         sizes = [part[i // ways] for part in parts]
         learned[suffix] = tuple(
             params.get(f"initial_{name}{suffix}", np.zeros(size))
-            for name, size in zip("hc", sizes, strict=False)
+            for name, size in zip(net.states, sizes, strict=True)
         )
     return net._by_direction(filled), learned
 
 
 def backward(cache, dy, dstate, clip_step=None):
-    """Gradients of y and of the final state, shaped as these -> dx, dstate, and grads by name."""
+    """Gradients of y and of the final state, shaped as these -> dx, dstate, and grads by name.
+
+    "attention" is among the latter if it is among what the cell reads.
+    """
     net, params, layers, _, return_, given = cache
     grads, initial = {name: np.zeros_like(value) for name, value in params.items()}, {}
     dfinal = net._by_direction(dstate)
+    for caches, _, _ in layers:
+        for _, run, _, _ in caches:
+            run[4]["d_attention"][...] = 0
     for k in reversed(range(len(layers))):
         caches, ys, dropout = layers[k]
         dy = dy if dropout is None else dy * dropout
@@ -359,7 +393,7 @@ def backward(cache, dy, dstate, clip_step=None):
             part = d_select(part, weights, chosen, shape)
             own = {n.removesuffix(suffix): g for n, g in grads.items() if n.endswith(suffix)}
             d, dstart, dlearned = d_direction(run, part, dfinal[suffix], own, clip_step)
-            for name, g, ds, dl in zip("hc", given[suffix], dstart, dlearned, strict=False):
+            for name, g, ds, dl in zip(net.states, given[suffix], dstart, dlearned, strict=True):
                 if net.learn_initial_state:
                     own[f"initial_{name}"] += dl + (ds.sum(0) if g is None else 0)
             initial[suffix] = tuple(
@@ -369,6 +403,8 @@ def backward(cache, dy, dstate, clip_step=None):
             own["weight_hh"] *= run[4]["dropconnect"]
             dx = dx + d
         dy = dx
+    if net.attends:
+        grads |= {"attention": layers[0][0][0][1][4]["d_attention"].copy()}
     return dy, net._joined(initial), grads
 
 

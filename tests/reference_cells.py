@@ -187,6 +187,11 @@ def gru(o, w, x, h_in, h):
 
     Reset after the product, as in cuDNN: n = act(W_n x + r (U_n h + b_hn)).
     """
+    z, n, step = gru_gates(o, w, x, h_in, h)
+    return ((1 - z) * n + z * h,), step
+
+
+def gru_gates(o, w, x, h_in, h):
     ax, ah, cache = sums(o, w, x, h_in)
     (xr, xz, xn), (hr, hz, hn) = np.split(ax, 3, axis=-1), np.split(ah, 3, axis=-1)
     r = act(o, "reset", clamp(xr + hr, o.clip))
@@ -198,13 +203,19 @@ def gru(o, w, x, h_in, h):
     z, n = act(o, "update", clamp(xz + hz, o.clip)), act(o, "candidate", clamp(an, o.clip))
     step = {"reset": r, "update": z, "candidate": n, "reset_preactivation": xr + hr,
             "update_preactivation": xz + hz, "candidate_preactivation": an}  # fmt: skip
-    return ((1 - z) * n + z * h,), step | {"_sums": cache, "_hn": hn, "_h": h}
+    return z, n, step | {"_sums": cache, "_hn": hn, "_h": h}
 
 
 def d_gru(o, w, step, grads, clip_step, dh):
-    r, z, n = step["reset"], step["update"], step["candidate"]
-    dan = d_gate(o, step, "candidate", dh * (1 - z), clip_step)
-    daz = d_gate(o, step, "update", dh * (step["_h"] - n), clip_step)
+    z, n = step["update"], step["candidate"]
+    dz, dn = dh * (step["_h"] - n), dh * (1 - z)
+    return *d_gru_gates(o, w, step, grads, clip_step, dz, dn), (dh * z,)
+
+
+def d_gru_gates(o, w, step, grads, clip_step, dz, dn):
+    r = step["reset"]
+    dan = d_gate(o, step, "candidate", dn, clip_step)
+    daz = d_gate(o, step, "update", dz, clip_step)
     if o.reset_after:
         dr, dhn, dh_reset = dan * step["_hn"], dan * r, 0.0
     else:
@@ -217,7 +228,22 @@ def d_gru(o, w, step, grads, clip_step, dh):
     dar = d_gate(o, step, "reset", dr, clip_step)
     dax, dah = (np.concatenate((dar, daz, d), axis=-1) for d in (dan, dhn))
     dx, dh_in = d_sums(o, w, step["_sums"], grads, dax, dah)
-    return dx, dh_in + dh_reset, (dh * z,)
+    return dx, dh_in + dh_reset
+
+
+def augru(o, w, x, h_in, h):
+    """A GRU whose update gate is scaled, as oneDNN does: h' = (1 - u) n + u h, u = (1 - a) z."""
+    z, n, step = gru_gates(o, w, x, h_in, h)
+    u = (1 - w["attention"]) * z
+    return ((1 - u) * n + u * h,), step
+
+
+def d_augru(o, w, step, grads, clip_step, dh):
+    z, n, rest = step["update"], step["candidate"], 1 - w["attention"]
+    du = dh * (step["_h"] - n)
+    step["_dattention"] = -(du * z).sum(-1)
+    dn = dh * (1 - rest * z)
+    return *d_gru_gates(o, w, step, grads, clip_step, du * rest, dn), (dh * rest * z,)
 
 
 def lstm_parts(o, w):
@@ -309,7 +335,12 @@ def d_lstm(o, w, step, grads, clip_step, dh, dc):
     return dx, dh_in, (np.zeros_like(dh), dc_old)
 
 
-CELLS = {"rnn": (rnn, d_rnn), "gru": (gru, d_gru), "lstm": (lstm, d_lstm)}
+CELLS = {
+    "rnn": (rnn, d_rnn),
+    "gru": (gru, d_gru),
+    "augru": (augru, d_augru),
+    "lstm": (lstm, d_lstm),
+}
 
 
 def margins(o, step):

@@ -267,3 +267,26 @@ def test_parameters(cell):
     with pytest.raises(TypeError, match="expected real numbers"):
         layer.assign(before.astype(complex))
     assert_same_bits(layer.flat_params, before)
+
+
+@pytest.mark.parametrize(
+    ("attention", "error", "got"),
+    [
+        (np.zeros((3, 2)), ValueError, "(3, 2)"),
+        (np.zeros(3), ValueError, "(3,)"),
+        (np.zeros((2, 3), bool), TypeError, "bool"),
+        ("ab", TypeError, "U2"),
+        (None, ValueError, "None"),
+    ],
+    ids=str,
+)
+def test_attention_is_one_number_for_each_step(attention, error, got):
+    layer = cylstm.AUGRU(4, 5, rng=0)
+    for call in (layer, layer.forward, layer.trace):
+        refused(error, "attention", got, call, np.zeros((2, 3, 4)), attention=attention)
+        with pytest.raises(TypeError, match="attention"):
+            call(np.zeros((2, 3, 4)))
+    rows = [np.zeros((2, 4)), np.zeros((3, 4))]
+    refused(ValueError, "attention", "1", layer, rows, attention=[np.zeros(2)])
+    with pytest.raises(ValueError, match=r"attention\[1\]: expected shape \(3,\), got \(2,\)"):
+        layer(rows, attention=[np.zeros(2)] * 2)

@@ -5,11 +5,12 @@ import pytest
 
 import cylstm
 from cylstm.cells import Extras
-from cylstm.kernels import sequence
+from cylstm.kernels import dispatch, sequence
 
 STEPS, ROWS, INPUTS, HIDDEN = 3, 2, 4, 5
 X = np.zeros((STEPS, ROWS, INPUTS), np.float32)
 NOTHING = (None, None)
+LAYERS = {"lstm": cylstm.LSTM, "gru": cylstm.GRU, "rnn": cylstm.RNN}
 
 
 def weights(backward=True):
@@ -50,6 +51,38 @@ def test_forward_refuses(wrong):
     assert forward()[0].shape == (STEPS, ROWS, HIDDEN)
     with pytest.raises(ValueError, match=": expected"):
         forward(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("lstm", {"kind": "lstm_coupled"}),
+        ("lstm", {"kind": "lstm "}),
+        ("lstm", {"states": 1}),
+        ("lstm", {"states": 5}),
+        ("lstm", {"x_slots": (0, 1, 2)}),
+        ("lstm", {"h_slots": (1, 2, 3, 4)}),
+        ("lstm", {"h_slots": (3, 2, 1, 0)}),
+        ("lstm", {"products": 2}),
+        ("lstm", {"products": -1}),
+        ("lstm", {"activations": ()}),
+        ("lstm", {"usual": ()}),
+        ("gru", {"h_slots": (1, 2, 0)}),
+        ("gru", {"products": 2}),
+        ("gru", {"kind": "gru_reset_before"}),
+        ("rnn", {"kind": "gru"}),
+        ("rnn", {"products": 9}),
+    ],
+    ids=str,
+)
+def test_a_cell_is_what_its_kernels_do(kind, wrong):
+    layer = LAYERS[kind](INPUTS, HIDDEN)
+    arrays = layer.params["weight_ih_l0"][None], layer.params["weight_hh_l0"][None]
+    bias = np.zeros((1, 1, layer._cell.slots * HIDDEN), "f")
+    table = dispatch.table("float32")
+    sequence.Packed(table, layer._cell, *arrays, bias, True)
+    with pytest.raises(ValueError, match=": expected"):
+        sequence.Packed(table, layer._cell._replace(**wrong), *arrays, bias, True)
 
 
 @pytest.mark.parametrize("name", ["weights", "x", "tape"])

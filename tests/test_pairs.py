@@ -63,6 +63,7 @@ OWN = {
         "activations": [None, (("HardSigmoid", 0.5, 0.4), "Softsign"),
                         {"reset": ("Affine", 0.3, 0.4)}],
     },
+    "augru": {"reset_after": [True, False], "layer_norm": [None, "haste"]},
     "rnn_tanh": {
         "nonlinearity": ["tanh", "relu", ("Elu", 0.7)],
         "independent": [False, True],
@@ -131,6 +132,13 @@ def arranged(arrays, case, lengths):
     return arrays.swapaxes(0, 1) if case["batch_first"] else arrays
 
 
+def by_step(array, case, lengths):
+    """(T, B) numbers as the layer takes and gives them."""
+    if case["sequence"] == "list":
+        return [array[:n, row] for row, n in enumerate(lengths)]
+    return array.T if case["batch_first"] else array
+
+
 @pytest.mark.parametrize(
     ("cell", "case", "seed"), CASES, ids=[f"{cell}-{i}" for cell, _, i in CASES]
 )
@@ -147,10 +155,12 @@ def test_pairs(cell, case, seed):
     every = case["return_"] if isinstance(case["return_"], int) else 1
     kept = None if lengths is None else lengths // every
     call = {"return_": case["return_"]}
+    if p.attention is not None:
+        call["attention"] = by_step(p.attention, case, lengths)
     if case["sequence"] == "lengths":
         call["lengths"] = lengths
     elif p.mask is not None:
-        call["mask"] = p.mask.T if case["batch_first"] else p.mask
+        call["mask"] = by_step(p.mask, case, lengths)
     y, state, tape = p.layer.forward(
         arranged(p.x, case, lengths), joined(p.state), rng=seed, checkpoint=case["checkpoint"],
         num_threads=case["num_threads"], **call,
@@ -159,11 +169,13 @@ def test_pairs(cell, case, seed):
     y_expected, state_expected, _ = p.oracle(masks)
     assert_close(y, arranged(y_expected, case, kept), 1e-12)
     assert_close(p.parts(state), state_expected, 1e-12)
-    dx, dstate = p.layer.backward(
+    dx, dstate, *more = p.layer.backward(
         tape, arranged(p.dy, case, kept), joined(p.dstate), clip_step=case["clip_step"],
         num_threads=case["num_threads"],
     )  # fmt: skip
     expected = p.oracle_gradients(masks, case["clip_step"])
+    for d in more:
+        assert_close(d, by_step(expected.pop("attention"), case, lengths), 1e-11)
     assert_close(dx, arranged(expected.pop("x"), case, lengths), 1e-11)
     states = dict(zip(list(expected), (a for a in flattened(p.parts(dstate))), strict=False))
     assert_gradients_close(states | dict(p.layer.grads), expected, 1e-11)

@@ -132,7 +132,7 @@ def test_a_seed_given_to_one_call_or_a_plain_call_leaves_the_layers_own_alone(
     for _ in range(2):
         p.forward(rng=3)
         p.infer()
-        p.layer.trace(p.x)
+        p.layer.trace(p.x, **p.steps())
         ours, theirs = p.forward(), twin.forward()
         assert_same_masks(ours[2].masks, theirs[2].masks)
         assert_same_bits(ours[:2], theirs[:2])
@@ -150,7 +150,7 @@ def test_masks_depend_on_the_shape_of_the_input_alone(cell, options):
         assert_same_bits((*other[:2], tuple(p.gradients(other[2]).values())), (y, state, gradients))
     holes = np.random.default_rng(0).random((12, 6)) < 0.5
     for call in ({"lengths": [12, 0, 3, 7, 1, 5]}, {"mask": holes}, {"return_": "last"}):
-        other = p.layer.forward(2 * p.x, joined(p.state), rng=3, **call)
+        other = p._replace(x=2 * p.x).forward(rng=3, **call)
         assert_same_masks(other[2].masks, tape.masks)
 
 
@@ -160,11 +160,17 @@ def test_layouts(cell, options):
     first = LAYERS[cell](3, 17, 2, batch_first=True, bidirectional=True, **options)
     first.assign(p.layer.flat_params)
     y, state, tape = p.forward(rng=3)
-    y_first, state_first, tape_first = first.forward(p.x.swapaxes(0, 1), joined(p.state), rng=3)
+    more = {} if p.attention is None else {"attention": p.attention.T}
+    y_first, state_first, tape_first = first.forward(
+        p.x.swapaxes(0, 1), joined(p.state), rng=3, **more
+    )
     assert_same_masks(tape_first.masks, tape.masks)
     assert_same_bits((y_first.swapaxes(0, 1), p.parts(state_first)), (y, state))
-    alone = p._replace(x=p.x[:, :1], state=tuple(s[:, :1] for s in p.state)).forward(rng=3)
-    y_row, _, tape_row = p.layer.forward(p.x[:, 0], joined(tuple(s[:, 0] for s in p.state)), rng=3)
+    row = {} if p.attention is None else {"attention": p.attention[:, :1]}
+    alone = p._replace(x=p.x[:, :1], state=tuple(s[:, :1] for s in p.state), **row).forward(rng=3)
+    more = {name: a[:, 0] for name, a in row.items()}
+    state = joined(tuple(s[:, 0] for s in p.state))
+    y_row, _, tape_row = p.layer.forward(p.x[:, 0], state, rng=3, **more)
     assert_same_masks(tape_row.masks, alone[2].masks)
     assert_same_bits(y_row, alone[0][:, 0])
 

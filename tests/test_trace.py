@@ -80,7 +80,7 @@ def test_layouts(cell):
 
 
 def assert_trace_is_the_oracles(p):
-    actual = p.layer.trace(p.x, joined(p.state), mask=p.mask)
+    actual = p.layer.trace(p.x, joined(p.state), **p.steps())
     expected = reference.trace(p.oracle()[2])
     assert list(actual) == list(expected)
     for where, gates in expected.items():

@@ -40,9 +40,22 @@ def of_rows(p, rows):
         return tuple(part[:, rows] for part in state)
 
     chosen = {name: None if getattr(p, name) is None else getattr(p, name)[..., rows]
-              for name in ("lengths", "mask")}  # fmt: skip
+              for name in ("lengths", "mask", "attention")}  # fmt: skip
     return p._replace(x=p.x[:, rows], dy=p.dy[:, rows], state=cut(p.state),
                       dstate=cut(p.dstate), **chosen)  # fmt: skip
+
+
+def of_steps(p, times):
+    """The problem of some of its steps."""
+    return p._replace(x=p.x[times], attention=None if p.attention is None else p.attention[times])
+
+
+def as_list(p):
+    """The arguments of a call on each row by itself, cut to its length."""
+    rows = [p.x[:n, b] for b, n in enumerate(p.lengths)], joined(p.state)
+    if p.attention is None:
+        return rows, {}
+    return rows, {"attention": [p.attention[:n, b] for b, n in enumerate(p.lengths)]}
 
 
 def outcome(p, tape=True, **options):
@@ -51,8 +64,8 @@ def outcome(p, tape=True, **options):
         y, state = p.infer(**options)
         return (y, *state)
     y, state, tape = p.forward(**options)
-    dx, dstate = p.backward(tape)
-    return (y, *state, dx, *dstate)
+    dx, dstate, *more = p.layer.backward(tape, p.dy, joined(p.dstate))
+    return (y, *state, dx, *p.parts(dstate), *more)
 
 
 @BOTH
@@ -97,7 +110,7 @@ def test_chunks_in_time(cell, options, dtype):
     for stops in ([1, 2, 3, 4, 5, 6, 7, 8, 9], [4, 4, 9], [8, 9]):
         state, ys = p.state, []
         for start, stop in zip([0, *stops], stops, strict=False):
-            y, state = p._replace(x=p.x[start:stop], state=state).infer()
+            y, state = of_steps(p, slice(start, stop))._replace(state=state).infer()
             ys.append(y)
         assert_same_bits((np.concatenate(ys), state), whole)
 
@@ -130,11 +143,12 @@ def test_padding_in_any_form(cell, options, dtype):
     masked = p._replace(lengths=None, mask=np.arange(7)[:, None] < p.lengths)
     y, state = p.infer()
     assert_same_bits(masked.infer(), (y, state))
-    y_list, state_list = p.layer([p.x[:n, b] for b, n in enumerate(p.lengths)], joined(p.state))
+    rows, more = as_list(p)
+    y_list, state_list = p.layer(*rows, **more)
     assert_same_bits((*y_list,), tuple(y[:n, b].copy() for b, n in enumerate(p.lengths)))
     assert_same_bits(p.parts(state_list), state)
     for b, n in enumerate(p.lengths):
-        alone = of_rows(p, slice(b, b + 1))._replace(x=p.x[:n, b : b + 1], lengths=None).infer()
+        alone = of_rows(of_steps(p, slice(n)), slice(b, b + 1))._replace(lengths=None).infer()
         assert_same_bits(alone, (y[:n, b : b + 1], tuple(s[:, b : b + 1] for s in state)))
     both = [q.forward(rng=3) for q in (p, masked)]
     assert_same_bits(both[1][:2], both[0][:2])
@@ -147,16 +161,20 @@ def test_padding_in_any_form(cell, options, dtype):
 def list_gradients(p):
     """The problem's gradients by way of a list of sequences, dx padded again."""
 
-    def split(a):
-        return [a[:n, b] for b, n in enumerate(p.lengths)]
+    def joined_rows(rows, like):
+        found = np.zeros_like(like)
+        for b, row in enumerate(rows):
+            found[: len(row), b] = row
+        return found
 
-    tape = p.layer.forward(split(p.x), joined(p.state))[2]
+    rows, more = as_list(p)
+    tape = p.layer.forward(*rows, **more)[2]
     p.layer.zero_grad()
-    rows, dstate = p.layer.backward(tape, split(p.dy), joined(p.dstate))
-    dx = np.zeros_like(p.x)
-    for b, row in enumerate(rows):
-        dx[: len(row), b] = row
-    return (dx, *p.parts(dstate), *(g.copy() for g in p.layer.grads.values()))
+    dy = [p.dy[:n, b] for b, n in enumerate(p.lengths)]
+    dx, dstate, *d_more = p.layer.backward(tape, dy, joined(p.dstate))
+    d_more = [joined_rows(d, p.attention) for d in d_more]
+    grads = (g.copy() for g in p.layer.grads.values())
+    return (joined_rows(dx, p.x), *p.parts(dstate), *grads, *d_more)
 
 
 @pytest.mark.parametrize("options", [{}, {"proj_size": 3}], ids=["", "proj"])

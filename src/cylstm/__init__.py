@@ -10,6 +10,7 @@ from cylstm.threads import config, get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
     from cylstm import init
+    from cylstm.augru import AUGRU
     from cylstm.data import load_japanese_vowels
     from cylstm.embedding import Embedding
     from cylstm.linear import Linear
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUGRU",
     "GRU",
     "LSTM",
     "RNN",
@@ -52,8 +54,9 @@ __all__ = [
     "truncated_bptt",
 ]
 
-# What only training needs is imported when it is first used: inference starts sooner.
+# What few programs need is imported when it is first used: the others start sooner.
 _LATER = {
+    "augru": ["AUGRU"],
     "data": ["load_japanese_vowels"],
     "embedding": ["Embedding"],
     "linear": ["Linear"],

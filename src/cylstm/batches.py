@@ -44,13 +44,14 @@ class Batch:
     direct = False  # and laid out as inside
     lengths: npt.NDArray[np.int64] | None = None
     mask: Array | None = None
+    attention: Array | None = None
     starts: Array | None = None
     segments: Segments | None = None
     pick, every = "all", 1
 
     def __init__(
         self, x: Any, size: int, dtype: np.dtype[Any], batch_first: bool, lengths: Any, mask: Any,
-        return_: Any, reset: Any = None,
+        return_: Any, reset: Any = None, attention: Any = None,
     ) -> None:  # fmt: skip
         self.batch_first = batch_first
         if type(x) is not np.ndarray and is_ragged(x):  # a list, or a deque and the like
@@ -66,6 +67,8 @@ class Batch:
             self._read_return(return_)
         if reset is not None:
             self._read_reset(reset)
+        if attention is not None:
+            self._read_attention(attention, dtype)
 
     @classmethod
     def of_read(
@@ -181,6 +184,36 @@ class Batch:
         joined = np.concatenate(flags or [np.zeros(0, bool)])
         self.segments = segments.of_joined(joined, self.lengths, self.starts)
 
+    def _read_attention(self, value: Any, dtype: np.dtype[Any]) -> None:
+        """Read one number for each step and row, laid out as x without its last axis."""
+        self.plain = False
+        if self.ragged and self.lengths is not None:
+            if not isinstance(value, (list, tuple)) or len(value) != self.rows:
+                got = len(value) if isinstance(value, (list, tuple)) else type(value).__name__
+                raise ValueError(f"attention: expected a list of {self.rows} arrays, got {got}")
+            rows = [
+                checks.shape(
+                    f"attention[{i}]", checks.array(f"attention[{i}]", part, dtype), (int(n),)
+                )
+                for i, (part, n) in enumerate(zip(value, self.lengths, strict=True))
+            ]
+            self.attention = np.concatenate(rows or [np.empty(0, dtype)])[:, None, None]
+            return
+        shape: tuple[int, ...] = (self.steps,)
+        if self.batched:
+            shape = (self.rows, self.steps) if self.batch_first else (self.steps, self.rows)
+        found = checks.array("attention", value, dtype)
+        if found.shape != shape:
+            hint = self.turned_hint(found.shape)
+            raise ValueError(f"attention: expected shape {shape}, got {found.shape}{hint}")
+        self.attention = self.inward(found.copy())[..., None]
+
+    def attention_outward(self, d: Array) -> Any:
+        """Lay out a gradient of the attention (T, B, 1) as the caller did that."""
+        if self.ragged and self.lengths is not None:
+            return split(d[..., 0], self.lengths)
+        return self.outward(d[..., 0])
+
     def turned_hint(self, shape: tuple[int, ...]) -> str:
         """Say of a shape that it would fit if the first two axes of x were the other ones."""
         turned = [(self.steps,), (self.rows, self.steps), (self.steps, self.rows)]
@@ -272,6 +305,8 @@ class Batch:
         y_starts = starts_of(self.y_lengths) if picks and self.ragged else None
         if picks:
             asked = asked | {"pick": self.pick, "every": self.every}
+        if self.attention is not None:
+            asked = asked | {"attention": self.attention}
         cut = self.segments
         if cut is None:
             return Extras(mask=self.mask, starts=self.starts, y_starts=y_starts, **asked)

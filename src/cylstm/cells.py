@@ -17,20 +17,37 @@ SIGMOID, TANH = Activation("sigmoid"), Activation("tanh")
 
 
 class Cell(NamedTuple):
-    """What distinguishes one cell from another, but for sizes and weights."""
+    """What distinguishes one cell from another, but for sizes and weights.
 
-    kind: str  # "rnn", "gru" or "lstm"
-    activations: tuple[Activation, ...]  # in slot order; for LSTM then the one of c before h
+    What a unit keeps of its gates is in slots. The input product and the recurrent one add up
+    in the slots that they share; so does `bias_ih` with the one and `bias_hh` with the other.
+    """
+
+    kind: str  # one of kernels/cells
+    states: int  # arrays that the state consists of, h first
+    x_slots: tuple[int, ...]  # slot of each gate in the input product, in a row with a rotation
+    h_slots: tuple[int, ...]  # slot of each gate in the recurrent product
+    products: int  # recurrent ones of a step: 0; 1 of all gates; 2 of one gate each, then a third
+    usual: tuple[str, ...]  # activations of the textbook cell, in slot order
+    activations: tuple[Activation, ...]  # in slot order; then the one of a cell state before h
     reverse: bool = False
     clip: float = 0.0  # 0 for none
     cell_clip: float = 0.0
     zone: float = 0.0
     zone_c: float = 0.0
-    coupled: bool = False
     peepholes: bool = False
     norm: str | None = None  # "haste" or "tflite"
-    reset_before: bool = False
     independent: bool = False
+
+    @property
+    def slots(self) -> int:
+        """Slots that products and biases are summed in."""
+        return max(*self.x_slots, *self.h_slots) + 1
+
+    @property
+    def turn(self) -> int:
+        """The gate whose input product is in slot 0; the others follow in order."""
+        return self.x_slots.index(0)
 
 
 class Extras(NamedTuple):
@@ -47,5 +64,6 @@ class Extras(NamedTuple):
     recurrent: Array | None = None  # (D, B, P) factors of h in recurrent products
     zone_h: Array | None = None  # (T, B, D * P) 1 where h keeps its value
     zone_c: Array | None = None  # (T, B, D * H)
+    attention: Array | None = None  # (T, B, 1) a number for each step that the cell reads
     record: bool = False  # also keep pre-activations
     checkpoint: int = 0  # steps between saved states, 0 to keep the tape

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cylstm import activations as known
 from cylstm import checks
-from cylstm.cells import SIGMOID, TANH, Activation
+from cylstm.cells import SIGMOID, TANH, Activation, Cell
 from cylstm.params import Array
 from cylstm.recurrent import Recurrent
 from cylstm.structure import Checks
@@ -132,6 +132,7 @@ class RNN(Recurrent):
 
     gates = ("hidden",)
     _kind = "rnn"
+    _usual = MappingProxyType({"hidden": TANH})
     if TYPE_CHECKING:
         independent: bool
 
@@ -176,8 +177,9 @@ class RNN(Recurrent):
     def _slots(self) -> dict[str, tuple[int, Activation]]:
         return {"hidden": (0, self._activation)}
 
-    def _own_terms(self) -> dict[str, Any]:
-        return {"independent": self.independent}
+    def _described(self) -> Cell:
+        cell = super()._described()
+        return cell._replace(products=0, independent=True) if self.independent else cell
 
 
 class _Gated(Recurrent):
@@ -191,6 +193,7 @@ class _Gated(Recurrent):
     def _set_activations(
         self, given: Any, defaults: dict[str, Activation], groups: list[list[str]]
     ) -> None:
+        self._usual = defaults
         self._activations = found = known.of_gates(given, defaults, groups)
         self._other_activations = {
             gate: known.public(a) for gate, a in found.items() if a != defaults[gate]
@@ -403,13 +406,14 @@ class LSTM(_Gated):
     def _slots(self) -> dict[str, tuple[int, Activation]]:
         return {name: (slot, act) for slot, (name, act) in enumerate(self._activations.items())}
 
-    def _own_terms(self) -> dict[str, Any]:
-        return {
-            "cell_clip": self.cell_clip or 0.0,
-            "zone_c": self.zoneout_cell,
-            "coupled": self.coupled,
-            "peepholes": self.peepholes,
-        }
+    def _described(self) -> Cell:
+        cell = super()._described()
+        return cell._replace(
+            kind="lstm_coupled" if self.coupled else "lstm",
+            cell_clip=self.cell_clip or 0.0,
+            zone_c=self.zoneout_cell,
+            peepholes=self.peepholes,
+        )
 
 
 class GRU(_Gated):
@@ -522,7 +526,6 @@ class GRU(_Gated):
 
     gates = ("reset", "update", "candidate")
     _kind = "gru"
-    _candidate_first = True
     if TYPE_CHECKING:
         reset_after: bool
         layer_norm: str | None
@@ -569,5 +572,9 @@ class GRU(_Gated):
             for slot, name in enumerate(("candidate", "reset", "update"))
         }
 
-    def _own_terms(self) -> dict[str, Any]:
-        return {"reset_before": not self.reset_after}
+    def _described(self) -> Cell:
+        """Put the candidate's input into slot 0, and r and z, which both products add to, next."""
+        cell = super()._described()._replace(x_slots=(1, 2, 0), h_slots=(1, 2, 3))
+        if self.reset_after:
+            return cell
+        return cell._replace(kind=f"{self._kind}_reset_before", h_slots=(1, 2, 0), products=2)

@@ -209,10 +209,19 @@ class Recurrent(Structure):
         rng: np.random.Generator | None = None,
         record: bool = False,
         state_out: State = None,
+        attention: Any = None,
     ) -> tuple[Any, State, Any]:
         n_threads = threads.number(num_threads)
         batch = Batch(
-            x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_, reset
+            x,
+            self.input_size,
+            self.dtype,
+            self.batch_first,
+            lengths,
+            mask,
+            return_,
+            reset,
+            attention,
         )
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
@@ -346,9 +355,17 @@ class Recurrent(Structure):
         ValueError, TypeError
             An argument's shape, dtype or value does not fit; named in the message.
         """
+        return self._traced(x, state, lengths, mask, reset)
+
+    def _traced(
+        self, x: Any, state: State, lengths: Any, mask: Any, reset: Any, attention: Any = None
+    ) -> dict[str, dict[str, Array]]:
+        """Do what `trace` says."""
         if is_ragged(x):
             raise ValueError("x: expected an array, got a list")
-        tape = self._run(x, state, lengths, mask, reset, taped=True, record=True)[2]
+        tape = self._run(
+            x, state, lengths, mask, reset, taped=True, record=True, attention=attention
+        )[2]
         return {suffix: tape.recorded(i) for i, suffix in enumerate(self._suffixes())}
 
     def backward(
@@ -359,7 +376,7 @@ class Recurrent(Structure):
         *,
         clip_step: float | None = None,
         num_threads: int | None = None,
-    ) -> tuple[Any, State]:
+    ) -> tuple[Any, ...]:
         """Propagate gradients back through one `forward`, adding to `grads`.
 
         Parameters
@@ -393,6 +410,12 @@ class Recurrent(Structure):
         Backpropagation through time (Werbos 1990). Where the maximum over time was returned, its
         gradient goes to the step that reached it, the one read last if there were several.
         """
+        return self._backward(tape, dy, dstate, clip_step, num_threads)[:2]
+
+    def _backward(
+        self, tape: Tape, dy: Any, dstate: State, clip_step: float | None, num_threads: int | None
+    ) -> tuple[Any, State, Any]:
+        """Do what `backward` says; return also the gradient of the attention, if any was given."""
         if not isinstance(tape, Tape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         if tape.layer is not self:
@@ -405,6 +428,7 @@ class Recurrent(Structure):
         dfinals = states.of_segments(self, dfinals, batch)
         dinitials: list[Parts] = []
         calls: list[sequence.Call] = []
+        attentions: list[Array] = []
         for depth in reversed(range(self.num_layers)):
             drawn, both = tape.masks[depth], None
             if dy is not None:
@@ -414,9 +438,12 @@ class Recurrent(Structure):
                     self, dy, batch if depth == self.num_layers - 1 else None, tape.both[depth]
                 )
             dx = [self._room(batch, depth) for _ in range(self.num_directions)]
+            if batch.attention is not None:
+                attentions += [np.zeros(batch.attention.shape, self.dtype) for _ in dx]
             dinitial, call = sequence.backward(
-                tape.calls[depth], both, dfinals[depth], dx, n_threads, bound
-            )
+                tape.calls[depth], both, dfinals[depth], dx, n_threads, bound,
+                attentions[-len(dx) :] or None,
+            )  # fmt: skip
             dinitials.insert(0, dinitial)
             calls.insert(0, call)
             if self.bidirectional:
@@ -428,7 +455,8 @@ class Recurrent(Structure):
             weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks])
             for name, sums in learned.items():
                 self._grad_views[name] += sums
-        return batch.x_outward(dy), states.outward(self, dinitials, batch)
+        dattention = batch.attention_outward(np.sum(attentions, axis=0)) if attentions else None
+        return batch.x_outward(dy), states.outward(self, dinitials, batch), dattention
 
     def _room(self, batch: Batch, depth: int) -> Array:
         """Room for dx, in memory order of the caller's layout if he will see it."""

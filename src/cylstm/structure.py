@@ -76,8 +76,8 @@ class Structure(Parameters):
     states = ("h",)
     #: The kernels' name of the cell.
     _kind = ""
-    #: Whether the candidate's slot is the kernels' first: a GRU's.
-    _candidate_first = False
+    #: Activations of the textbook cell, by gate.
+    _usual: Mapping[str, Activation] = {}
     _fixed = Parameters._fixed | {
         "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
     }  # fmt: skip
@@ -97,14 +97,7 @@ class Structure(Parameters):
         self._no_outputs: list[Array | None] = [None] * self.num_layers
         self.output_sizes = tuple(getattr(self, "proj_size", 0) or h for h in self.hidden_sizes)
         self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
-        self._cell = Cell(
-            kind=self._kind,
-            activations=tuple(activation for _, activation in self._slots().values()),
-            clip=self.clip or 0.0,
-            zone=self.zoneout,
-            norm=getattr(self, "layer_norm", None),
-            **self._own_terms(),
-        )
+        self._cell = self._described()
         #: Whether `forward` draws masks of the recurrence.
         self._draws = bool(
             self.dropconnect or self.recurrent_dropout or self.zoneout or self._cell.zone_c
@@ -168,9 +161,21 @@ class Structure(Parameters):
                 stacklevel=_level_outside(),
             )
 
-    def _own_terms(self) -> dict[str, Any]:
-        """Fields of `Cell` for the options that only this kind of layer has."""
-        return {}
+    def _described(self) -> Cell:
+        """Describe the cell to the kernels: each gate in the slot of its place, both products."""
+        slots = tuple(range(len(self.gates)))
+        return Cell(
+            kind=self._kind,
+            states=len(self.states),
+            x_slots=slots,
+            h_slots=slots,
+            products=1,
+            usual=tuple(self._usual[name].name for name in self._slots()),
+            activations=tuple(activation for _, activation in self._slots().values()),
+            clip=self.clip or 0.0,
+            zone=self.zoneout,
+            norm=getattr(self, "layer_norm", None),
+        )
 
     def _initialise(self, params: Mapping[str, Array]) -> None:
         """Set PyTorch's initial values; weights of layer norms are 1, their biases 0."""

@@ -56,17 +56,15 @@ class Tape(NamedTuple):
         """Everything of one direction of one layer, by name."""
         layer, batch = self.layer, self.batch
         call, direction = self.calls[index // layer.num_directions], index % layer.num_directions
-        slots, before, c, h, time, row = call.recorded(direction)
+        slots, before, states, time, row = call.recorded(direction)
         named: dict[str, Array] = {}
         for name, (slot, _) in layer._slots().items():
             if name in layer.gates:
                 named[name] = slots[:, slot]
                 named[f"{name}_preactivation"] = slots[:, before + slot]
-        if layer._cell.coupled:
+        if layer._cell.kind == "lstm_coupled":
             named["forget"] = 1 - named["input"]
-        named["hidden"] = h
-        if c is not None:
-            named["cell"] = c
+        named |= dict(zip(("hidden", "cell"), states, strict=False))
         for name, entries in named.items():
             full = np.zeros((batch.steps, batch.rows, entries.shape[1]), layer.dtype)
             full[time, row] = entries

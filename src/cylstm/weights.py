@@ -7,7 +7,7 @@ norms, peepholes, an IndRNN's recurrent ones) go to the kernels as one array in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,8 +42,9 @@ def shapes(layer: Structure, depth: int) -> dict[str, tuple[int, ...]]:
     elif layer._cell.norm == "tflite":
         found["weight_ln"] = (rows,)
     if layer.learn_initial_state:
-        sizes = (outputs, hidden)  # of h, and of an LSTM's c
-        found |= {f"initial_{s}": (n,) for s, n in zip(layer.states, sizes, strict=False)}
+        h, *others = layer.states
+        found |= {f"initial_{h}": (outputs,)}
+        found |= {f"initial_{state}": (hidden,) for state in others}
     return found
 
 
@@ -63,8 +64,8 @@ def pack(
     w_hh, single = params["weight_hh"], None
     if sizes := layer._single_sizes[depth_of(suffix)]:
         values = params | {"bias": bias}
-        if layer._candidate_first and layer._cell.norm:
-            values["weight_ln_ih"] = np.roll(values["weight_ln_ih"], len(w_hh) // 3)
+        if layer._cell.norm == "haste":
+            values["weight_ln_ih"] = _turned(layer, values["weight_ln_ih"], layer._cell.turn)
         single = np.concatenate([values[name] for name in sizes])[None, None]
     return sequence.Packed(
         dispatch.table(layer.dtype.name),
@@ -90,14 +91,18 @@ def depth_of(suffix: str) -> int:
 
 def slot_bias(layer: Structure, params: Mapping[str, Array]) -> Array:
     """Biases in slot order; two that the cell only ever adds are one here, their sum."""
-    rows = params["weight_ih"].shape[0]
-    b_ih, b_hh = (params.get(name, np.zeros(rows, layer.dtype)) for name in BIASES)
-    if not layer._candidate_first:
-        return b_ih + b_hh
-    (r_x, z_x, n_x), (r_h, z_h, n_h) = np.split(b_ih, 3), np.split(b_hh, 3)
-    if layer._cell.reset_before:
-        return np.concatenate([n_x + n_h, r_x + r_h, z_x + z_h])
-    return np.concatenate([n_x, r_x + r_h, z_x + z_h, n_h])
+    cell, gates = layer._cell, len(layer.gates)
+    found: list[Any] = [None] * cell.slots
+    for name, slots in zip(BIASES, (cell.x_slots, cell.h_slots), strict=True):
+        given = params.get(name, np.zeros(params["weight_ih"].shape[0], layer.dtype))
+        for slot, bias in zip(slots, np.split(given, gates), strict=True):
+            found[slot] = bias if found[slot] is None else found[slot] + bias
+    return np.concatenate(found)
+
+
+def _turned(layer: Structure, by_gate: Array, gates: int) -> Array:
+    """Move each gate's elements so many places towards the front, those in front to the end."""
+    return np.roll(by_gate, -gates * (len(by_gate) // len(layer.gates)))
 
 
 def single_sizes(layer: Structure, depth: int) -> dict[str, int]:
@@ -106,8 +111,7 @@ def single_sizes(layer: Structure, depth: int) -> dict[str, int]:
     names = [n for n in sizes if n == "weight_peephole" or "_ln" in n]
     found = {name: sizes[name] for name in names}
     if layer._cell.norm:
-        gates = len(layer.gates)
-        found["bias"] = sizes["weight_ih"] // gates * (4 if layer._candidate_first else gates)
+        found["bias"] = sizes["weight_ih"] // len(layer.gates) * layer._cell.slots
     if layer._cell.independent:
         found["weight_hh"] = sizes["weight_hh"]
     return found
@@ -164,19 +168,17 @@ def _add_rest(layer: Structure, suffix: str, found: Places, dropconnect: Array |
     into, sizes = of_direction(layer, views, suffix), layer._single_sizes[depth_of(suffix)]
     parts = np.split(single[0, 0], np.cumsum(list(sizes.values()))[:-1])
     for name, part in zip(sizes, parts, strict=True):
-        if name == "weight_ln_ih" and layer._candidate_first:
-            into[name] += np.roll(part, -(len(part) // 3))
+        if name == "weight_ln_ih":
+            into[name] += _turned(layer, part, -layer._cell.turn)
         elif name != "bias":
             into[name] += part
-        elif layer._candidate_first:
-            n_x, r, z, n_h = np.split(part, 4)
-            _add_biases(into, np.concatenate([r, z, n_x]), np.concatenate([r, z, n_h]))
         else:
-            _add_biases(into, part, part)
+            _add_biases(layer, into, part)
 
 
-def _add_biases(into: Mapping[str, Array], *parts: Array) -> None:
+def _add_biases(layer: Structure, into: Mapping[str, Array], by_slot: Array) -> None:
     """Add to the biases, of which there may be none, one or two."""
-    for name, part in zip(BIASES, parts, strict=True):
+    parts = np.split(by_slot, layer._cell.slots)
+    for name, slots in zip(BIASES, (layer._cell.x_slots, layer._cell.h_slots), strict=True):
         if name in into:
-            into[name] += part
+            into[name] += np.concatenate([parts[slot] for slot in slots])

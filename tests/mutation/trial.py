@@ -58,7 +58,7 @@ def modules(file):
 
 def included(name):
     """The names of a source file, of all that it includes, and of what implements a header."""
-    found = {name}
+    found = {Path(name).name}
     for path in (ROOT / KERNELS).rglob(name):
         found |= {p.name for p in path.parent.glob(f"{path.stem}.c") if path.suffix == ".h"}
         for inner in re.findall(

@@ -10,6 +10,15 @@ cdef inline Py_ssize_t chunk_entries(Py_ssize_t rows) noexcept nogil:
     return CHUNK_ROWS if rows > CHUNK_ENTRIES else CHUNK_ENTRIES
 
 
+cdef inline Py_ssize_t width_of(const Weights *w, Py_ssize_t k) noexcept nogil:
+    """Elements of a row of state `k`."""
+    return w.hidden if k else w.outputs
+
+
+cdef inline Py_ssize_t blocks_of(const Sequence *s, Py_ssize_t k) noexcept nogil:
+    return s.w.blocks if k else s.w.out_blocks
+
+
 PICKS = {"all": ALL, "every": EVERY, "last": LAST, "mean": MEAN, "max": MAX, "final": FINAL}
 
 
@@ -50,8 +59,7 @@ cdef class Call:
     cdef object y_starts
     # Checkpoints: states before every `window` steps, from which backward makes the tape again
     cdef Py_ssize_t window      # 0: the tape is kept
-    cdef char *saved_h[2]       # (windows, rows, blocks * lanes)
-    cdef char *saved_c[2]
+    cdef char *saved[2][STATES]     # (windows, rows, blocks * lanes)
 
     def __init__(self, list weights, cnp.ndarray x not None, lengths, bint taped, extras):
         cdef Packed packed = packed_of(weights, 0)
@@ -62,6 +70,8 @@ cdef class Call:
         cdef Py_ssize_t steps = cnp.PyArray_DIM(x, 0), rows = cnp.PyArray_DIM(x, 1)
         look(&view, x, packed.level.itemsize, steps, rows, packed.w.inputs, "x")
         self.begin(weights, steps, rows, extras, Arena())
+        if packed.w.cell.attends and (extras is None or extras.attention is None):
+            raise ValueError("attention: expected one number for each step, got None")
         if lengths is not None:
             lengths = lengths.copy()    # what is measured here is what is used
         if self.starts is not None:
@@ -151,9 +161,9 @@ cdef class Call:
 
     cdef int make_states(self, Sequence *s, Py_ssize_t count) except -1:
         """Room for `count` rows of each state."""
-        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize
-        s.h = self.arena.room(count, s.w.out_blocks * vector)
-        s.c = self.arena.room(count, s.w.blocks * vector) if s.w.cell == LSTM else NULL
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, k
+        for k in range(s.w.states):
+            s.state[k] = self.arena.room(count, blocks_of(s, k) * vector)
         s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
         return 0
 
@@ -187,7 +197,7 @@ cdef class Call:
 
     cdef int read_extras(self, bint taped) except -1:
         """Random masks and checkpoints."""
-        cdef Py_ssize_t d, steps = self.seq[0].steps, rows = self.seq[0].rows, chunk
+        cdef Py_ssize_t d, k, steps = self.seq[0].steps, rows = self.seq[0].rows, chunk
         cdef Py_ssize_t itemsize = self.level.itemsize
         cdef Sequence *s
         extras = self.extras
@@ -200,6 +210,9 @@ cdef class Call:
                            &s.zone_h_step)
             self.look_zone(d, extras.zone_c, s.w.hidden, &s.zone_c, &s.zone_c_row,
                            &s.zone_c_step)
+            if s.w.cell.attends:
+                self.look_step_numbers(d, extras.attention, "attention", False, &s.attention,
+                                       &s.attention_row, &s.attention_step)
             if s.h_mask != NULL or s.zone_h != NULL or s.zone_c != NULL or extras.record:
                 s.plain = False
         if taped and extras.checkpoint:
@@ -208,11 +221,9 @@ cdef class Call:
             for d in range(self.directions):
                 s = &self.seq[d]
                 chunk = times((steps + self.window - 1) // self.window, rows)
-                self.saved_h[d] = <char *>self.arena.room(
-                    chunk, s.w.out_blocks * self.level.lanes * itemsize)
-                if s.w.cell == LSTM:
-                    self.saved_c[d] = <char *>self.arena.room(
-                        chunk, s.w.blocks * self.level.lanes * itemsize)
+                for k in range(s.w.states):
+                    self.saved[d][k] = <char *>self.arena.room(
+                        chunk, blocks_of(s, k) * self.level.lanes * itemsize)
         return 0
 
     cdef int look_zone(self, Py_ssize_t d, array, Py_ssize_t width, void **base, Py_ssize_t **row,
@@ -226,6 +237,17 @@ cdef class Call:
         base[0] = view.data + d * width * self.level.itemsize
         row[0] = self.place(d, &view)
         step[0] = self.stride(d, &view)
+        return 0
+
+    cdef int look_step_numbers(self, Py_ssize_t d, array, str name, bint written, void **base,
+                               Py_ssize_t **row, Py_ssize_t *step) except -1:
+        """A number for each step: (frames, width, 1)."""
+        cdef View view
+        if self.arena.counting:
+            self.arena.room(max(1, self.seq[d].rows), sizeof(Py_ssize_t))   # where rows are
+            return 0
+        look(&view, array, self.level.itemsize, self.frames, self.width, 1, name, written)
+        base[0], row[0], step[0] = view.data, self.place(d, &view), self.stride(d, &view)
         return 0
 
     cdef int order_rows(self, const cnp.int64_t *lengths) except -1:
@@ -445,15 +467,21 @@ cdef class Call:
                    <char *>base + ((s.state_at[self.length[b]] if final else 0) + b) * width,
                    size * itemsize)
 
+    cdef tuple empty_states(self):
+        """Arrays (D, B, size) for one of each state."""
+        cdef Sequence *s = &self.seq[0]
+        cdef Py_ssize_t k
+        return tuple([empty(self.directions, s.rows, width_of(&s.w, k), self.level.itemsize)
+                      for k in range(s.w.states)])
+
     cdef int checkpoint(self, Py_ssize_t step, bint restore) except -1:
         """Save the states before `step`, or bring them back into slot 0."""
-        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, d
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, d, k
         cdef Sequence *s
         for d in range(self.directions):
             s = &self.seq[d]
-            self.swap(d, s.h, self.saved_h[d], step, s.w.out_blocks * vector, restore)
-            if s.c != NULL:
-                self.swap(d, s.c, self.saved_c[d], step, s.w.blocks * vector, restore)
+            for k in range(s.w.states):
+                self.swap(d, s.state[k], self.saved[d][k], step, blocks_of(s, k) * vector, restore)
         return 0
 
     cdef void swap(self, Py_ssize_t d, void *states, char *saved, Py_ssize_t step,
@@ -463,10 +491,10 @@ cdef class Call:
         states = <char *>states + s.state_at[step] * width
         memcpy(states if restore else saved, saved if restore else states, s.rows * width)
 
-    cdef Call again(self, dy, list dx, double clip_step):
+    cdef Call again(self, dy, list dx, double clip_step, list d_attention):
         """A copy for one backward pass, with gradients where the outputs were."""
         cdef Call call = Call.__new__(Call)
-        cdef Py_ssize_t d
+        cdef Py_ssize_t d, k
         cdef Sequence *s
         call.arena, call.sums, call.weights = Arena(), Arena(), self.weights
         call.arena.counting = call.sums.counting = self.arena.counting
@@ -479,7 +507,8 @@ cdef class Call:
         for d in range(self.directions):
             call.seq[d] = self.seq[d]
             s = &call.seq[d]
-            call.saved_h[d], call.saved_c[d] = self.saved_h[d], self.saved_c[d]
+            for k in range(s.w.states):
+                call.saved[d][k] = self.saved[d][k]
             s.y, s.best, s.pooled, s.clip_step = NULL, s.pooled, NULL, clip_step
             s.plain = s.plain and clip_step == 0
             if self.window:
@@ -488,6 +517,9 @@ cdef class Call:
             call.make_gradient_room(d)
             if not call.arena.counting:
                 call.look_gradients(d, dy, dx[d])
+            if s.w.cell.attends:
+                call.look_step_numbers(d, d_attention and d_attention[d], "d_attention", True,
+                                       &s.d_attention, &s.d_attention_row, &s.d_attention_step)
         return call
 
     cdef int make_gradient_room(self, Py_ssize_t d) except -1:
@@ -495,31 +527,34 @@ cdef class Call:
         cdef Arena arena = self.arena
         cdef Py_ssize_t itemsize = self.level.itemsize, vector = self.level.lanes * itemsize
         cdef Py_ssize_t width = s.w.blocks * vector, out_width = s.w.out_blocks * vector
-        cdef Py_ssize_t entries = chunk_entries(s.rows), units = s.w.gates * s.w.hidden
+        cdef Py_ssize_t entries = chunk_entries(s.rows), units = s.w.gates * s.w.hidden, k
+        cdef bint h_apart = s.w.summed > s.w.gates  # whether the products write to other slots
         s.entries = entries
         s.d_x = arena.room(times(entries, s.w.gates), width)
         s.d_h, s.d_h_gates = s.d_x, s.w.gates
         s.db_hh = NULL
-        if s.w.cell == GRU or s.w.norm == OF_PRODUCTS:
-            s.d_h_gates = 2 if s.w.reset_before else s.w.gates
+        if h_apart or s.w.h_products > 1 or s.w.norm == OF_PRODUCTS:
+            s.d_h_gates = max(1, s.w.h_products) * s.w.h_gates
             s.d_h = arena.room(times(entries, s.d_h_gates), width)
-        if s.w.cell == GRU and not s.w.reset_before:
+        if h_apart:
             s.db_hh = self.sums.room(s.w.gates, width)
         s.x_copy = self.room_for_copies(d, s.w.in_blocks)
         s.h_copy = self.room_for_copies(d, s.w.out_blocks)
         s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
-        s.dh = arena.room(s.rows, out_width)
-        s.dc = arena.room(s.rows, width) if s.w.cell == LSTM else NULL
+        for k in range(s.w.states):
+            s.d_state[k] = arena.room(s.rows, blocks_of(s, k) * vector)
         s.dw_ih = self.sums.room(units, s.w.in_blocks * vector)
         s.db_ih = self.sums.room(s.w.gates, width)
         s.dw_hh = self.sums.room(units if s.w.h_products else 0, out_width)
         if s.w.w_2 != NULL:
-            # Reset before the product: the gradients of U_n are part of those of U.
-            s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.cell == LSTM \
-                else <char *>s.dw_hh + 2 * s.w.hidden * out_width
+            # The gradients of the last gate's U are part of those of U.
+            s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.projects \
+                else <char *>s.dw_hh + s.w.h_products * s.w.hidden * out_width
             s.d_2 = arena.room(entries, out_width)
             s.d_second = arena.room(s.rows, width)
             s.second_copy = self.room_for_copies(d, s.w.blocks)
+        if s.w.cell.attends:
+            s.d_scaled = arena.room(entries, width)
         if s.w.singles:
             s.d_singles = arena.room(times(s.rows, s.w.singles), width, True)
             s.d_single = self.sums.room(s.w.singles, width, True)
@@ -553,18 +588,18 @@ cdef class Call:
         """Add one direction's gradients to (dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single)."""
         cdef Sequence *s = &self.seq[d]
         cdef Weights *w = &s.w
-        cdef Py_ssize_t units = w.gates * w.hidden, turn = 2 if w.cell == GRU else 0
+        cdef Py_ssize_t units = w.gates * w.hidden
         expect("gradients", gradients, 6)
         dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single = gradients
         self.add_matrix(s.dw_ih, units, w.inputs, dw_ih, "dw_ih", look_only)
         if w.h_products:
             self.add_matrix(s.dw_hh, units, w.outputs, dw_hh, "dw_hh", look_only)
-        if w.w_2 != NULL and w.cell == LSTM:
+        if w.projects:
             self.add_matrix(s.dw_2, w.outputs, w.hidden, dw_hr, "dw_hr", look_only)
         if db_ih is not None:
-            self.add_vector(s.db_ih, w.gates, turn, db_ih, "db_ih", look_only)
+            self.add_vector(s.db_ih, w.gates, w.turn, db_ih, "db_ih", look_only)
         if db_hh is not None and s.db_hh == NULL:
-            self.add_vector(s.db_ih, w.gates, turn, db_hh, "db_hh", look_only)
+            self.add_vector(s.db_ih, w.gates, w.turn, db_hh, "db_hh", look_only)
         elif db_hh is not None:
             self.add_vector(s.db_hh, w.gates, 0, db_hh, "db_hh", look_only)
         if w.singles:
@@ -597,13 +632,13 @@ cdef class Call:
         -------
         tuple
             Activated slots (entries, S, H), the slot at which pre-activations start (0: not
-            recorded), c after each entry (entries, H) or None, h after each entry (entries, P),
-            time and row of each entry in the caller's batch.
+            recorded), each state after each entry (entries, P or H), time and row of each entry
+            in the caller's batch.
         """
         if not 0 <= d < self.directions or self.seq[d].tape == NULL or self.arena is None:
             raise ValueError(f"d: expected a direction with a tape, got {d}")
         cdef Sequence *s = &self.seq[d]
-        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b
+        cdef Py_ssize_t itemsize = self.level.itemsize, lanes = self.level.lanes, e = 0, t, b, k
         cdef Py_ssize_t entries = s.first[s.steps], vector = lanes * itemsize
         cdef cnp.npy_intp shape[4]
         shape[0], shape[1], shape[2], shape[3] = entries, s.w.blocks, s.w.slots, lanes
@@ -623,9 +658,9 @@ cdef class Call:
                 e += 1
         n = s.w.hidden
         slots = slots.transpose(0, 2, 1, 3).reshape(entries, s.w.slots, s.w.blocks * lanes)
-        h = self.states_after(d, s.h, s.w.out_blocks * lanes)[:, :s.w.outputs]
-        c = self.states_after(d, s.c, s.w.blocks * lanes)[:, :n] if s.c != NULL else None
-        return slots[:, :, :n], s.w.kept, c, h, where[:, 0], where[:, 1]
+        states = [self.states_after(d, s.state[k], blocks_of(s, k) * lanes)[:, :width_of(&s.w, k)]
+                  for k in range(s.w.states)]
+        return slots[:, :, :n], s.w.kept, states, where[:, 0], where[:, 1]
 
     cdef cnp.ndarray states_after(self, Py_ssize_t d, void *states, Py_ssize_t width):
         """The state after each entry."""

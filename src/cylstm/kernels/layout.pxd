@@ -8,10 +8,9 @@ zero weights, so that padding stays zero.
 cdef enum:
     SLAB = 4    # blocks that a tile of weight gradients reads side by side
 
-ctypedef enum Cell:
-    RNN
-    GRU
-    LSTM
+    STATES = 4  # at most
+
+cdef struct CellKernels     # below
 
 ctypedef enum Norm:
     # Layer normalisation: none, of both products (Haste), of every gate's sum (TFLite).
@@ -38,10 +37,9 @@ cdef extern from "dense.h":
     enum: PANEL, PACKED_ROWS, TERM_BYTES, TERMS
 
 ctypedef struct Weights:
-    # One direction of one layer, packed. Gates inside a block: LSTM i, f, g, o (coupled: i, g, o);
-    # RNN its one; GRU n, r, z in input weights and r, z, n in recurrent ones, so that each product
-    # writes neighbouring slots: GRU keeps n (input part), r, z, n (recurrent part) in four.
-    Cell cell
+    # One direction of one layer, packed. What a block keeps of the gates is in slots; each product
+    # writes neighbouring ones, in the order of its packed weights. See `cylstm.cells.Cell`.
+    const CellKernels *cell
     bint plain              # nothing below that a textbook cell does not have
     bint reverse            # reads from a row's last frame to its first
     Py_ssize_t inputs
@@ -50,7 +48,9 @@ ctypedef struct Weights:
     Py_ssize_t in_blocks    # ceil(inputs / lanes)
     Py_ssize_t blocks       # ceil(hidden / lanes)
     Py_ssize_t out_blocks   # ceil(outputs / lanes)
-    Py_ssize_t gates        # G: vectors per block in one product
+    Py_ssize_t states       # arrays of state: h, and others as wide as `hidden`
+    Py_ssize_t gates        # G: vectors per block in the input product
+    Py_ssize_t turn         # slot g gets the input weights of gate (g + turn) mod G
     Py_ssize_t summed       # slots that products and biases are summed in
     Py_ssize_t h_slot       # first slot the recurrent product adds to
     Py_ssize_t h_gates      # vectors per block of one recurrent product: G; 1 if reset before
@@ -60,18 +60,18 @@ ctypedef struct Weights:
     void *bias              # (blocks, summed, lanes)
     void *w_ih_t            # (in_blocks, blocks * G * lanes, lanes); NULL unless backward
     void *w_hh_t            # (out_blocks, blocks * h_products * h_gates * lanes, lanes); the same
-    # A step's second product: h from o tanh(c) (projection), or n's from r h (reset before)
+    # A step's second product: the projection to h, or that of the last gate with what others let
+    # through (reset before)
+    bint projects
     void *w_2               # (out_blocks, hidden, lanes); NULL if there is none
     void *w_2_t             # (blocks, out_blocks * lanes, lanes); NULL unless backward
     # Variants
-    bint coupled            # LSTM: f = 1 - i
-    bint reset_before       # GRU
     double clip             # bound of gate pre-activations, 0: none
     double cell_clip
     double zone             # zoneout of h in inference: probability of keeping the old value
     double zone_c
     Norm norm
-    Activation act[5]       # by slot; [4] that of an LSTM's cell state on its way out
+    Activation act[5]       # by slot; [4] that of a cell state on its way out
     bint kinks              # some derivative or clip needs the pre-activation
     # Weights of single units and where they are among them, -1 for none
     Py_ssize_t singles      # N
@@ -114,8 +114,7 @@ ctypedef struct Sequence:
     # before `base`, then those after each entry.
     Py_ssize_t *state_at    # (steps + 1)
     Py_ssize_t base
-    void *h
-    void *c                 # LSTM only
+    void *state[STATES]     # the first w.states of them
     void *tape              # (entries, blocks, S, lanes) activated gates, NULL in inference
     void *scales            # (entries, 4) 1 / standard deviation; NULL unless tape and norm
     void *second            # (rows, blocks * lanes) what the second product reads
@@ -127,6 +126,10 @@ ctypedef struct Sequence:
     void *zone_c
     Py_ssize_t *zone_c_row
     Py_ssize_t zone_c_step
+    # A number for each step of a row that the cell reads in addition to x
+    void *attention
+    Py_ssize_t *attention_row
+    Py_ssize_t attention_step
     # Backward only
     double clip_step        # bound of the gradient of pre-activations, 0: none
     void *dy                # gradient of y, may be NULL
@@ -137,8 +140,13 @@ ctypedef struct Sequence:
     void *dx                # OUT
     Py_ssize_t *dx_row      # as x_row and x_step
     Py_ssize_t dx_step
-    void *dh                # IN/OUT (rows, out_blocks * lanes) gradient of the state after, then
-    void *dc                # before; (rows, blocks * lanes) the same of c, LSTM only
+    void *d_attention       # OUT
+    Py_ssize_t *d_attention_row
+    Py_ssize_t d_attention_step
+    void *d_scaled          # (chunk entries, blocks, lanes) what the unit adds to d_attention
+    # IN/OUT (rows, out_blocks * lanes), from the second on (rows, blocks * lanes): gradients of
+    # the states after a step, then before it
+    void *d_state[STATES]
     void *d_x               # (chunk entries, blocks, G, lanes) gradient of input pre-activations
     void *d_h               # gradient of recurrent ones (h_products * h_gates vectors a block)
     Py_ssize_t d_h_gates    # vectors per block of d_h
@@ -181,6 +189,41 @@ ctypedef struct Part:
     void *masked            # (row1 - row0, out_blocks * lanes) h times its mask, and back
     void *lines             # norm: room for 3 rows of blocks
 
+ctypedef struct Blocks:
+    # Some rows and blocks of one step; forward finds their slots in p.out, by row from p.row0.
+    const Sequence *s
+    const Part *p
+    Py_ssize_t step
+    Py_ssize_t row0
+    Py_ssize_t row1
+    Py_ssize_t block0
+    Py_ssize_t block1
+
+ctypedef void (*CellStep)(const Blocks *at, bint plain) noexcept nogil
+
+cdef struct CellKernels:
+    # The functions of one cell, and what they expect its description to say.
+    const char *name
+    Py_ssize_t gates
+    Py_ssize_t slots
+    Py_ssize_t states
+    bint attends            # whether it reads `attention`
+    bint has_plain          # whether there is a textbook form, which `plain` asks for
+    # From pre-activations and the state before to the state after; with a second product, to what
+    # that reads
+    CellStep forward
+    # Gradients of pre-activations and of the state before, but for what products add to that of h
+    CellStep backward
+    # Of a cell whose last gate has the second product: from that to the state after
+    CellStep finish
+    CellStep finish_backward
+    # The same of a whole row, where layer normalisation is inside the cell
+    void (*normed)(const Sequence *s, const Part *p, void *z, Py_ssize_t step,
+                   Py_ssize_t row) noexcept nogil
+    void (*normed_backward)(const Sequence *s, const Part *p, const void *z, void *d_x,
+                            void *d_single, Py_ssize_t step, Py_ssize_t row,
+                            Py_ssize_t entry) noexcept nogil
+
 ctypedef struct Dense:
     # A product of matrices as they are stored; strides in elements. Two forms: x w' + bias, both
     # with their terms side by side, then f; and x w, whose outputs lie side by side as in w.
@@ -205,6 +248,8 @@ ctypedef struct Dense:
 ctypedef struct Level:
     Py_ssize_t lanes
     Py_ssize_t itemsize
+    const CellKernels *cells
+    Py_ssize_t cell_count
     void (*pack)(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
                  Py_ssize_t turn, void *packed) noexcept nogil
     void (*pack_transposed)(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,

@@ -5,8 +5,8 @@ from cpython.pycapsule cimport PyCapsule_New
 from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, RNN,
-    SLAB, TERM_BYTES, TERMS, Activation, Dense, Level, Norm, Part, Sequence,
+    ALL, EVERY, LAST, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, SLAB, TERM_BYTES, TERMS,
+    Activation, Blocks, CellKernels, CellStep, Dense, Level, Norm, Part, Sequence,
 )
 
 cdef extern from "simd.h" nogil:
@@ -114,6 +114,7 @@ cdef void d_activation(
 cdef Level level
 level.lanes = LANES
 level.itemsize = sizeof(real)
+level.cells, level.cell_count = cells, cell_count
 level.pack = pack
 level.pack_transposed = pack_transposed
 level.unpack_add = unpack_add

@@ -1,7 +1,7 @@
 # Memory: what a call allocates, and the arrays it is given.
 
 cdef Py_ssize_t times(Py_ssize_t a, Py_ssize_t b) except -1:
-    cdef Py_ssize_t product
+    cdef Py_ssize_t product = 0
     if a < 0 or b < 0 or __builtin_mul_overflow(a, b, &product):
         raise ValueError(f"array too large: {a} x {b} does not fit in memory")
     return product

@@ -18,9 +18,9 @@ cdef enum:
     STRAIGHT, SQUARED, TIMES
 
 
-cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
-                   real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
-    """Mean over gates and units of v, (v - shift)^2 or v w; strides from block to block."""
+cdef real row_sum(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
+                  real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
+    """Sum over gates and units of v, (v - shift)^2 or v w; strides from block to block."""
     cdef vec sums[4]
     cdef vec a
     cdef real parts[16]
@@ -42,7 +42,12 @@ cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w
         vstore(parts + k * LANES, sums[k])
     for k in range(PARTIAL):
         total += parts[k]
-    return total / <real>(gates * hidden)
+    return total
+
+
+cdef real row_mean(const real *v, Py_ssize_t stride, const real *w, Py_ssize_t w_stride,
+                   real shift, int what, Py_ssize_t gates, Py_ssize_t hidden) noexcept nogil:
+    return row_sum(v, stride, w, w_stride, shift, what, gates, hidden) / <real>(gates * hidden)
 
 
 cdef real normalise(real *v, Py_ssize_t stride, real *into, Py_ssize_t into_stride,
@@ -110,6 +115,7 @@ cdef void norm_step(const Sequence *s, const Part *p, Py_ssize_t step,
     cdef Py_ssize_t size = s.w.outputs * s.w.gates * LANES, i
     cdef Py_ssize_t slot = s.w.normed + s.w.gates if s.w.norm == OF_PRODUCTS else 0
     cdef const real *init = zeros if s.w.norm == OF_PRODUCTS else NULL
+    cdef Blocks at = Blocks(s, p, step, 0, 0, 0, s.w.blocks)
     cdef real *z
     if n > 0:
         product(<const real **>p.a, 1, <real **>p.out, slot * LANES, s.w.slots * LANES, n,
@@ -119,15 +125,17 @@ cdef void norm_step(const Sequence *s, const Part *p, Py_ssize_t step,
         z = <real *>p.out[i]
         if s.w.norm == OF_PRODUCTS:
             norm_row(s, z + slot * LANES, z + slot * LANES, s.w.gates, 1, step, p.row0 + i)
-            norm_products_row(s, p, z, step, p.row0 + i)
+            add_products(s, z)
+        if s.w.cell.normed != NULL:
+            s.w.cell.normed(s, p, z, step, p.row0 + i)
         else:
-            norm_gates_row(s, p, z, step, p.row0 + i)
+            at.row0, at.row1 = p.row0 + i, p.row0 + i + 1
+            s.w.cell.forward(&at, False)
 
 
-cdef void norm_products_row(const Sequence *s, const Part *p, real *z, Py_ssize_t step,
-                            Py_ssize_t row) noexcept nogil:
+cdef void add_products(const Sequence *s, real *z) noexcept nogil:
+    """Pre-activations of a row: both normalised products, each times its weight, and the bias."""
     cdef Py_ssize_t size = s.w.slots * LANES, block, k
-    cdef vec c
     cdef real *at
     for block in range(s.w.blocks):
         at = z + block * size
@@ -141,16 +149,6 @@ cdef void norm_products_row(const Sequence *s, const Part *p, real *z, Py_ssize_
             vstore(at + (s.w.h_slot + k) * LANES,
                    vfma(vload(at + (s.w.normed + s.w.gates + k) * LANES),
                         single(s, s.w.norm_h + k, block), vload(at + (s.w.h_slot + k) * LANES)))
-        if s.w.cell == GRU:
-            gru_forward(s, at, step, row, block, False)
-        else:
-            vstore(line(s, p, 0) + block * LANES, lstm_input(s, at, step, row, block, False))
-    if s.w.cell == LSTM:
-        normalise(line(s, p, 0), LANES, line(s, p, 1), LANES, 1, s.w.hidden, s.w.norm)
-        for block in range(s.w.blocks):
-            c = vload(line(s, p, 1) + block * LANES)
-            lstm_output(s, z + block * size, step, row, block,
-                        vload(line(s, p, 0) + block * LANES), shown_cell(s, c, block), False)
 
 
 cdef inline vec shown_cell(const Sequence *s, vec normed, Py_ssize_t block) noexcept nogil:
@@ -181,25 +179,34 @@ cdef inline Py_ssize_t peephole_of(const Sequence *s, Py_ssize_t slot) noexcept 
     return slot if slot < s.w.gates - 2 else slot - 1
 
 
-cdef void norm_gates_row(const Sequence *s, const Part *p, real *z, Py_ssize_t step,
-                         Py_ssize_t row) noexcept nogil:
-    """The output gate comes last: it may see the new cell state."""
-    cdef Py_ssize_t last = s.w.gates - 1, slot, block
-    cdef vec c
-    for slot in range(last):
-        norm_gate(s, cell_state(s, step, row, 0), LANES, peephole_of(s, slot), z, slot, step, row)
+cdef void lstm_normed(const Sequence *s, const Part *p, void *slots, Py_ssize_t step,
+                      Py_ssize_t row) noexcept nogil:
+    """One row of an LSTM. The output gate comes last: it may see the new cell state."""
+    cdef Py_ssize_t last = s.w.gates - 1, size = s.w.slots * LANES, slot, block
+    cdef bint of_gates = s.w.norm == OF_GATES
+    cdef real *z = <real *>slots
+    cdef vec c, shown
+    for slot in range(last if of_gates else 0):
+        norm_gate(s, other_state(s, 1, step, row, 0), LANES, peephole_of(s, slot), z, slot, step,
+                  row)
     for block in range(s.w.blocks):
         vstore(line(s, p, 0) + block * LANES,
-               lstm_input(s, z + block * s.w.slots * LANES, step, row, block, False))
-    norm_gate(s, line(s, p, 0), LANES, peephole_of(s, last), z, last, step, row)
+               lstm_input(s, z + block * size, step, row, block, False))
+    if of_gates:
+        norm_gate(s, line(s, p, 0), LANES, peephole_of(s, last), z, last, step, row)
+    else:
+        normalise(line(s, p, 0), LANES, line(s, p, 1), LANES, 1, s.w.hidden, s.w.norm)
     for block in range(s.w.blocks):
-        c = vload(line(s, p, 0) + block * LANES)
-        lstm_output(s, z + block * s.w.slots * LANES, step, row, block, c, c, False)
+        c = shown = vload(line(s, p, 0) + block * LANES)
+        if not of_gates:
+            shown = shown_cell(s, vload(line(s, p, 1) + block * LANES), block)
+        lstm_output(s, z + block * size, step, row, block, c, shown, False)
 
 
 cdef void norm_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
     """Gradients of both products of `step`."""
     cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry
+    cdef Blocks at = Blocks(s, p, step, 0, 0, 0, s.w.blocks)
     cdef real *z
     cdef real *d_x
     cdef real *d_h
@@ -210,12 +217,11 @@ cdef void norm_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexc
         d_x = <real *>s.d_x + entry * s.w.blocks * s.w.gates * LANES
         d_h = <real *>s.d_h + entry * s.w.blocks * s.d_h_gates * LANES
         d_single = <real *>s.d_singles + row * s.w.blocks * s.w.singles * LANES
-        if s.w.cell == GRU:
-            for block in range(s.w.blocks):
-                gru_backward(s, z + block * s.w.slots * LANES, d_x + block * s.w.gates * LANES,
-                             d_h + block * s.w.gates * LANES, step, row, block, False)
+        if s.w.cell.normed_backward != NULL:
+            s.w.cell.normed_backward(s, p, z, d_x, d_single, step, row, entry)
         else:
-            norm_lstm_backward(s, p, z, d_x, d_single, step, row, entry)
+            at.row0, at.row1 = row, row + 1
+            s.w.cell.backward(&at, False)
         if s.w.norm == OF_PRODUCTS:
             norm_products_backward(s, z, d_x, d_h, d_single, scales_at(s, step, row))
         for block in range(s.w.blocks):
@@ -224,10 +230,13 @@ cdef void norm_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexc
                 clear_padding(s, d_h + block * s.d_h_gates * LANES, s.d_h_gates, block)
 
 
-cdef void norm_lstm_backward(const Sequence *s, const Part *p, const real *z, real *d_x,
-                             real *d_single, Py_ssize_t step, Py_ssize_t row,
-                             Py_ssize_t entry) noexcept nogil:
+cdef void lstm_normed_backward(const Sequence *s, const Part *p, const void *slots, void *d_slots,
+                               void *terms, Py_ssize_t step, Py_ssize_t row,
+                               Py_ssize_t entry) noexcept nogil:
     """Gradients of the gates' arguments; with a norm of gates, of the sums before the norm."""
+    cdef const real *z = <const real *>slots
+    cdef real *d_x = <real *>d_slots
+    cdef real *d_single = <real *>terms
     cdef Py_ssize_t size = s.w.slots * LANES, d_size = s.w.gates * LANES
     cdef Py_ssize_t n_size = s.w.singles * LANES, block, slot, last = s.w.gates - 1
     cdef real *c = line(s, p, 0)
@@ -261,8 +270,8 @@ cdef void norm_lstm_backward(const Sequence *s, const Part *p, const real *z, re
                             step, row, block, vload(c + block * LANES), vload(dc + block * LANES),
                             False)
     for slot in range(last if s.w.norm == OF_GATES else 0):
-        norm_gate_backward(s, cell_state(s, step, row, 0), z, d_x, d_single,
-                           carried_c(s, row, 0), LANES, slot, step, row)
+        norm_gate_backward(s, other_state(s, 1, step, row, 0), z, d_x, d_single,
+                           carried(s, 1, row, 0), LANES, slot, step, row)
 
 
 cdef void norm_gate_backward(const Sequence *s, const real *c, const real *z, real *d_x,
@@ -303,11 +312,11 @@ cdef void norm_products_backward(const Sequence *s, const real *z, real *d_x, re
         x = d_x + block * gates * LANES
         h = d_h + block * gates * LANES
         at = z + block * size + s.w.normed * LANES
-        if s.w.cell == LSTM:
+        if s.w.summed == gates:     # both products have the same slots
             memcpy(h, x, gates * LANES * sizeof(real))
         for k in range(gates):
             add_to(terms + (s.w.norm_bias + k) * LANES, vload(x + k * LANES))
-        # A GRU's u has a bias of its own.
+        # What only the recurrent product writes to has a bias of its own, as a GRU's u.
         for k in range(gates, s.w.summed):
             add_to(terms + (s.w.norm_bias + k) * LANES, vload(h + (gates - 1) * LANES))
         for k in range(gates):

@@ -15,11 +15,11 @@ cdef class Packed:
     w_hh : ndarray of shape (1, G * H, P) or None
         None for an IndRNN.
     bias : ndarray of shape (1, 1, S * H)
-        In slot order; see layout.pxd.
+        In slot order; see `cylstm.cells.Cell`.
     backward : bool
         Also pack the transposes that backward needs.
     w_hr : ndarray of shape (1, P, H) or None
-        Projection of an LSTM.
+        Projection of h.
     single : ndarray of shape (1, 1, N * H) or None
         Weights of single units, in the order of `place_singles`.
     """
@@ -32,25 +32,26 @@ cdef class Packed:
     def __init__(self, table, cell, w_ih, w_hh, bias, bint backward, w_hr=None, single=None):
         cdef Level *level = level_of(table)
         cdef Weights *w = &self.w
-        cdef Py_ssize_t lanes = level.lanes, turn
+        cdef Py_ssize_t lanes = level.lanes
         cdef View ih, b, ones
         self.table, self.level, self.arena, self.backward = table, level, Arena(), backward
         self.describe(cell)
+        w.projects = w_hr is not None
         w.hidden, w.inputs = w_ih.shape[1] // w.gates, w_ih.shape[2]
         w.outputs = w.hidden if w_hr is None else w_hr.shape[1]
         w.blocks = (w.hidden + lanes - 1) // lanes
         w.in_blocks = (w.inputs + lanes - 1) // lanes
         w.out_blocks = (w.outputs + lanes - 1) // lanes
-        turn = 2 if w.cell == GRU else 0
         self.look_at(&ih, w_ih, times(w.gates, w.hidden), w.inputs, "w_ih")
         w.w_ih = self.room(w.blocks * w.gates, w.inputs)
-        level.pack(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih)
+        level.pack(ih.data, w.hidden, w.inputs, w.gates, w.turn, w.w_ih)
         look(&b, bias, level.itemsize, 1, 1, times(w.summed, w.hidden), "bias")
         w.bias = self.room(w.blocks * w.summed, 1)
         level.pack(b.data, w.hidden, 1, w.summed, 0, w.bias)
         if backward:
             w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, turn, w.w_ih_t)
+            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, w.turn,
+                                  w.w_ih_t)
         self.pack_recurrent(w_hh, w_hr)
         if w.singles:
             look(&ones, single, level.itemsize, 1, 1, times(w.singles, w.hidden), "single")
@@ -61,31 +62,33 @@ cdef class Packed:
         """Set everything in `w` but sizes and weights."""
         cdef Weights *w = &self.w
         cdef Py_ssize_t slot
-        w.cell = {"rnn": RNN, "gru": GRU, "lstm": LSTM}[cell.kind]
-        w.reverse, w.coupled, w.reset_before = cell.reverse, cell.coupled, cell.reset_before
-        w.gates = {RNN: 1, GRU: 3, LSTM: 3 if w.coupled else 4}[w.cell]
-        w.summed = 4 if w.cell == GRU and not w.reset_before else w.gates
-        w.h_slot = 1 if w.cell == GRU else 0
-        w.h_gates = 1 if w.reset_before else w.gates
-        w.h_products = 2 if w.reset_before else 0 if cell.independent else 1
+        w.cell = cell_of(self.level, cell.kind)
+        w.reverse, w.states, w.gates = cell.reverse, cell.states, len(cell.x_slots)
+        w.turn = cell.x_slots.index(0)
+        w.h_slot, w.h_products = cell.h_slots[0], cell.products
+        w.h_gates = 1 if cell.products > 1 else w.gates
+        w.summed = max(*cell.x_slots, *cell.h_slots) + 1
+        if not (w.gates == w.cell.gates and w.summed == w.cell.slots
+                and w.states == w.cell.states
+                and w.h_slot + max(1, w.h_products) * w.h_gates <= w.summed
+                and (w.h_products in (0, 1) or (w.h_products == 2 and w.cell.finish != NULL))):
+            raise ValueError(f"cell: expected what the kernels of {cell.kind} do, got {cell}")
         w.clip, w.cell_clip = cell.clip, cell.cell_clip
         w.zone, w.zone_c = cell.zone, cell.zone_c
         w.norm = {None: NONE, "haste": OF_PRODUCTS, "tflite": OF_GATES}[cell.norm]
-        if len(cell.activations) != w.gates + (w.cell == LSTM):
+        if not w.gates <= len(cell.activations) <= w.gates + 1 \
+                or len(cell.usual) != len(cell.activations):
             raise ValueError(f"activations: expected one per slot, got {cell.activations}")
         # Cells with single-unit weights (norms have some) or a second product are not plain either.
         w.plain = (w.clip == 0 and w.cell_clip == 0 and w.zone == 0 and w.zone_c == 0
-                   and not w.coupled)
+                   and w.cell.has_plain)
         w.kinks = w.clip != 0
         for slot in range(len(cell.activations)):
-            of_cell = w.cell == LSTM and slot == w.gates
             name, alpha, beta = cell.activations[slot]
             kind = ACTIVATIONS[name]
-            w.act[4 if of_cell else slot] = Activation(kind, alpha, beta)
-            usual = TANH if of_cell or w.cell == RNN or slot == (
-                0 if w.cell == GRU else w.gates - 2) else SIGMOID
-            w.plain = w.plain and kind == usual
-            w.kinks = w.kinks or (not of_cell and kind not in (SIGMOID, TANH, RELU))
+            w.act[slot if slot < w.gates else 4] = Activation(kind, alpha, beta)
+            w.plain = w.plain and name == cell.usual[slot]
+            w.kinks = w.kinks or (slot < w.gates and kind not in (SIGMOID, TANH, RELU))
         self.place_singles(cell)
         w.plain = w.plain and w.singles == 0
         return 0
@@ -97,7 +100,7 @@ cdef class Packed:
         w.peephole = self.place(cell.peepholes, w.gates - 1)
         w.norm_x = self.place(w.norm != NONE, w.gates)
         w.norm_h = self.place(w.norm == OF_PRODUCTS, w.gates)
-        w.norm_c = self.place(w.norm == OF_PRODUCTS and w.cell == LSTM, 2)
+        w.norm_c = self.place(w.norm == OF_PRODUCTS and w.states > 1, 2)
         w.norm_bias = self.place(w.norm != NONE, w.summed)
         w.diagonal = self.place(cell.independent, 1)
         return 0
@@ -123,8 +126,8 @@ cdef class Packed:
         for k in range(w.h_products):
             level.pack(<char *>hh.data + k * size, w.hidden, w.outputs, w.h_gates, 0,
                        <char *>w.w_hh + k * w.blocks * w.outputs * lanes * level.itemsize)
-        if w.reset_before:
-            hr.data = <char *>hh.data + 2 * size
+        if w.h_products > 1:
+            hr.data = <char *>hh.data + w.h_products * size
         elif w_hr is not None:
             self.look_at(&hr, w_hr, w.outputs, w.hidden, "w_hr")
         if hr.data != NULL:
@@ -151,6 +154,16 @@ cdef class Packed:
     cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
         """Zeroed memory for vectors * count vectors."""
         return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
+
+
+cdef const CellKernels *cell_of(Level *level, str kind) except NULL:
+    """The level's functions of a cell."""
+    cdef bytes name = kind.encode()
+    cdef Py_ssize_t i
+    for i in range(level.cell_count):
+        if strcmp(level.cells[i].name, name) == 0:
+            return &level.cells[i]
+    raise ValueError(f"kind: expected a cell that has kernels, got {kind!r}")
 
 
 cdef Packed packed_of(list weights, Py_ssize_t d):

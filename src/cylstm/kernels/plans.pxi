@@ -112,7 +112,8 @@ cdef class Stack:
         cdef list weights = [packed[:] for packed in layers]
         cdef Packed first = packed_of(weights[0], 0) if weights else None
         self.weights, self.number, self.batch_first = weights, number, batch_first
-        self.plain, self.backward = plain and first is not None, first is not None
+        self.backward = first is not None
+        self.plain = plain and first is not None and not first.w.cell.attends
         for layer in weights:
             self.plain = self.plain and follows(layer, first, len(<list>weights[0]))
             self.backward = self.backward and packed_of(layer, 0).backward
@@ -130,9 +131,9 @@ cdef class Stack:
         x : ndarray of shape (T, B, I), (B, T, I) if the layer is `batch_first`, or (T, I); or list
             Copied unless it is C-contiguous and of the weights' dtype. A list has an ndarray of
             shape (T_i, I) for each row.
-        state : None, or for an LSTM tuple of (h, c), otherwise h
-            h is an ndarray of shape (L * D, B, P), or (L * D, P) if x is (T, I), or None; c is
-            one with H in place of P, or None. C-contiguous, of the weights' dtype.
+        state : None, or the state, or a tuple if there are several
+            Each is None or an ndarray of shape (L * D, B, size), or (L * D, size) if x is (T, I),
+            where size is P for the first and H for others. C-contiguous, of the weights' dtype.
         lengths : None, ndarray of integers of shape (B,), or list of int
         mask : None or ndarray of bool of shape (T, B), (B, T) or (T,), as x
             Which steps are read; not with `lengths`.
@@ -259,15 +260,13 @@ cdef Call new_call(list weights):
 cdef pass_through(Request a, Plan plan, out, state_out):
     """Run all layers on values."""
     cdef Call call
-    cdef Py_ssize_t depth, n = a.layers * a.directions
+    cdef Py_ssize_t depth
     cdef View x = a.at_x, y
     cdef Clock clock
     cdef bint sparse
-    h, c, inputs, outputs = None, None, a.x, None
+    inputs, outputs = a.x, None
     if state_out is None:
-        h = made(&a.at_new_h, a.ndim, False, n, a.rows, a.w.outputs, a.itemsize)
-        if a.w.cell == LSTM:
-            c = made(&a.at_new_c, a.ndim, False, n, a.rows, a.w.hidden, a.itemsize)
+        state_out = a.made_states()
     for depth in range(a.layers):
         call = <Call>plan.calls[depth]     # of our own making
         sparse = False
@@ -290,7 +289,7 @@ cdef pass_through(Request a, Plan plan, out, state_out):
         x, inputs = y, outputs
     if a.starts is not None and a.pick <= EVERY:
         outputs = by_row(a, outputs)
-    return outputs, (state_out if state_out is not None else h if c is None else (h, c))
+    return outputs, state_out
 
 
 cdef made_for_steps(Request a, View *y):
@@ -315,7 +314,7 @@ cdef void take_values(Call call, Request a, Py_ssize_t depth, View *x, View *y) 
     """Have a call read and write these arrays, and start from its part of the states."""
     cdef Run *run = <Run *>call.job
     cdef Sequence *s
-    cdef Py_ssize_t d, at = depth * call.directions
+    cdef Py_ssize_t d, k, at = depth * call.directions
     for d in range(call.directions):
         s = &call.seq[d]
         if depth == 0 and a.starts is not None:
@@ -324,11 +323,9 @@ cdef void take_values(Call call, Request a, Py_ssize_t depth, View *x, View *y) 
             call.take_x(d, x)
         if s.pick <= EVERY:
             call.take_outputs(d, y, &s.y, s.y_row, &s.y_step)
-        call.take_rows(s.h, &a.at_h, at + d, s.w.outputs)
-        call.forget_rows(s.h, a.reset, s.w.out_blocks)
-        if s.c != NULL:
-            call.take_rows(s.c, &a.at_c, at + d, s.w.hidden)
-            call.forget_rows(s.c, a.reset, s.w.blocks)
+        for k in range(s.w.states):
+            call.take_rows(s.state[k], &a.at_state[k], at + d, width_of(&s.w, k))
+            call.forget_rows(s.state[k], a.reset, blocks_of(s, k))
         call.clear_pooled(d)
     run.team_seq.x, run.team_seq.x_step = call.seq[0].x, call.seq[0].x_step
 
@@ -349,12 +346,11 @@ cdef void take_rows_of_list(Call call, Request a, Py_ssize_t d) noexcept:
 cdef void give_states(Call call, Request a, Py_ssize_t depth) noexcept:
     """The final states of one layer."""
     cdef Sequence *s
-    cdef Py_ssize_t d, at = depth * call.directions
+    cdef Py_ssize_t d, k, at = depth * call.directions
     for d in range(call.directions):
         s = &call.seq[d]
-        call.give_rows(s.h, &a.at_new_h, at + d, s.w.outputs, True)
-        if s.c != NULL:
-            call.give_rows(s.c, &a.at_new_c, at + d, s.w.hidden, True)
+        for k in range(s.w.states):
+            call.give_rows(s.state[k], &a.at_new_state[k], at + d, width_of(&s.w, k), True)
 
 
 cdef int give_outputs(Call call, Request a, View *y, bint sparse) except -1:
@@ -370,7 +366,7 @@ cdef int give_outputs(Call call, Request a, View *y, bint sparse) except -1:
     for d in range(call.directions):
         s = &call.seq[d]
         if a.pick == FINAL:
-            call.give_rows(s.h, &at, d, a.w.outputs, True)
+            call.give_rows(s.state[0], &at, d, a.w.outputs, True)
         else:
             call.give_rows(s.pooled, &at, d, a.w.outputs, False)
     return 0

@@ -96,6 +96,7 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
     cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
     cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
+    cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, 0, 0)
     for i in range(n):
         p.a[i] = state(s, step, p.row0 + i, 0)
         p.out[i] = gates_at(s, p, step, p.row0 + i)
@@ -115,20 +116,18 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
                     (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n,
                     s.w.outputs, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
                     count)
-        for i in range(n):
-            for j in range(block, block + count):
-                forward_block(s, <real *>p.out[i] + j * s.w.slots * LANES, step, p.row0 + i, j,
-                              plain)
+        at.block0, at.block1 = block, block + count
+        s.w.cell.forward(&at, plain)
         done += count
 
 
 cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
-    """LSTM: h is a projection of o tanh(c). GRU: n's recurrent part, of r h."""
+    """The projection to h, or the last gate's recurrent part, of r h."""
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, size = s.w.hidden * LANES
-    cdef bint projects = s.w.cell == LSTM
+    cdef bint projects = s.w.projects
     cdef Py_ssize_t out_block = LANES if projects else s.w.slots * LANES
     cdef const real *init = zeros if projects else NULL
-    cdef real *z
+    cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, p.out0, p.out1)
     for i in range(n):
         p.a[i] = second(s, p.row0 + i, 0)
         p.out[i] = state(s, step + 1, p.row0 + i, 0) if projects \
@@ -137,13 +136,12 @@ cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noex
         product(<const real **>p.a, 1, <real **>p.out, p.out0 * out_block, out_block, n,
                 s.w.hidden, <real *>s.w.w_2 + p.out0 * size, size, 1, p.out1 - p.out0,
                 init, 0)
+    if not projects:
+        s.w.cell.finish(&at, False)
+        return
     for i in range(n):
         for j in range(p.out0, p.out1):
-            z = <real *>p.out[i] + j * out_block
-            if projects:
-                show(s, step, p.row0 + i, j, vload(z), False)
-            else:
-                gru_output(s, z, step, p.row0 + i, j, vload(z + 2 * LANES), vload(z), False)
+            show(s, step, p.row0 + i, j, vload(<real *>p.out[i] + j * out_block), False)
 
 
 cdef void forward_step(const Sequence *s, const Part *p, Py_ssize_t step,
@@ -175,44 +173,31 @@ cdef inline Py_ssize_t entry_of(const Sequence *s, const Part *p, Py_ssize_t ste
 cdef inline void cell_backward(const Sequence *s, const Part *p, Py_ssize_t step,
                                bint plain) noexcept nogil:
     """Gradients of the pre-activations of `step`."""
-    cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry, at
-    cdef real *d_x
-    cdef real *d_h
-    for row in range(p.row0, p.row0 + n):
-        entry = entry_of(s, p, step, row)
-        for block in range(p.block0, p.block1):
-            at = entry * s.w.blocks + block
-            d_x = <real *>s.d_x + at * s.w.gates * LANES
-            d_h = <real *>s.d_h + at * s.d_h_gates * LANES
-            backward_block(s, gates_at(s, p, step, row) + block * s.w.slots * LANES, d_x, d_h,
-                           <real *>s.d_singles + (row * s.w.blocks + block) * s.w.singles * LANES,
-                           step, row, block,
-                           entry, plain)
-            if s.w.hidden < (block + 1) * LANES:
-                clear_padding(s, d_x, s.w.gates, block)
-                clear_padding(s, d_h, s.d_h_gates, block)
+    cdef Py_ssize_t n = rows_at(s, p, step), row, last
+    cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, p.block0, p.block1)
+    s.w.cell.backward(&at, plain)
+    for row in range(p.row0, p.row0 + n if s.w.hidden < p.block1 * LANES else p.row0):
+        last = entry_of(s, p, step, row) * s.w.blocks + p.block1 - 1
+        clear_padding(s, <real *>s.d_x + last * s.w.gates * LANES, s.w.gates, p.block1 - 1)
+        clear_padding(s, <real *>s.d_h + last * s.d_h_gates * LANES, s.d_h_gates, p.block1 - 1)
 
 
 cdef void second_output_backward(const Sequence *s, const Part *p,
                                  Py_ssize_t step) noexcept nogil:
     """Gradient of the second product's result."""
-    cdef Py_ssize_t n = rows_at(s, p, step), row, block, entry, at, size
-    cdef vec d
+    cdef Py_ssize_t n = rows_at(s, p, step), row, block, size
+    cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, p.out0, p.out1)
+    cdef real *d
+    if not s.w.projects:
+        s.w.cell.finish_backward(&at, False)
     for row in range(p.row0, p.row0 + n):
-        entry = entry_of(s, p, step, row)
         for block in range(p.out0, p.out1):
-            if s.w.cell == LSTM:
-                d = seen(s, step, row, block, False)
-            else:
-                at = (entry * s.w.blocks + block) * s.w.gates
-                d = gru_output_backward(
-                    s, gates_at(s, p, step, row) + block * s.w.slots * LANES,
-                    <real *>s.d_x + at * LANES, step, row, block, False)
-            at = (entry * s.w.out_blocks + block) * LANES
-            vstore(<real *>s.d_2 + at, d)
+            d = <real *>s.d_2 + (entry_of(s, p, step, row) * s.w.out_blocks + block) * LANES
+            if s.w.projects:
+                vstore(d, seen(s, step, row, block, False))
             size = s.w.outputs - block * LANES
             if size < LANES:
-                vstore(<real *>s.d_2 + at, vload_part(<real *>s.d_2 + at, size))
+                vstore(d, vload_part(d, size))
 
 
 cdef void second_input_backward(const Sequence *s, const Part *p,
@@ -343,7 +328,7 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
     fill_panel(p, <real *>s.d_x + unit * gates, s.w.blocks * gates, gates, entries)
     bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)
     outer(s, p, entries, gates, s.w.hidden - unit, s.x_copy, s.w.inputs,
-          <real *>s.dw_ih + unit * width, 2 if s.w.cell == GRU else 0, s.w.hidden)
+          <real *>s.dw_ih + unit * width, s.w.turn, s.w.hidden)
 
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
@@ -394,3 +379,8 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
         row = entry - (s.first[step] - p.origin)
         memcpy(<real *>s.dx + s.dx_row[row] + when(s, step, row) * s.dx_step,
                <real *>s.dx_copy + entry * width, s.w.inputs * sizeof(real))
+        if s.w.cell.attends:
+            (<real *>s.d_attention)[s.d_attention_row[row]
+                                    + when(s, step, row) * s.d_attention_step] = row_sum(
+                <real *>s.d_scaled + entry * s.w.blocks * LANES, LANES, NULL, 0, 0, STRAIGHT, 1,
+                s.w.hidden)

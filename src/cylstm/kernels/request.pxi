@@ -32,16 +32,16 @@ cdef class Request:
     cdef Py_ssize_t y_width
     # Where arrays are; no data are zeros in what is read, and still to be made in what is written
     cdef View at_x
-    cdef View at_h              # of all layers, as are the next three
-    cdef View at_c
-    cdef View at_new_h
-    cdef View at_new_c
+    cdef View at_state[STATES]      # of all layers, as are the next
+    cdef View at_new_state[STATES]
     cdef View at_y
 
     cdef bint read(self, x, state, lengths, mask, reset, return_, bint batch_first) except -1:
         """Whether everything that is read is exactly as the kernels take it."""
-        self.at_h.data = self.at_c.data = self.at_y.data = NULL
-        self.at_new_h.data = self.at_new_c.data = NULL
+        cdef Py_ssize_t k
+        self.at_y.data = NULL
+        for k in range(self.w.states):
+            self.at_state[k].data = self.at_new_state[k].data = NULL
         self.lengths = self.mask = self.reset = self.starts = self.y_starts = None
         if type(x) is list:
             if lengths is not None or mask is not None or reset is not None \
@@ -57,7 +57,7 @@ cdef class Request:
             return False
         if reset is not None and not self.read_reset(reset):
             return False
-        return state is None or self.read_states(state, &self.at_h, &self.at_c)
+        return state is None or self.read_states(state, self.at_state)
 
     cdef void let_go(self) noexcept:
         """Let go of the caller's arrays."""
@@ -198,25 +198,36 @@ cdef class Request:
         view.inner = cnp.PyArray_STRIDE(flags, 1 - time) if ndim == 2 else 0
         return True
 
-    cdef bint read_states(self, state, View *at_h, View *at_c) noexcept:
-        """Whether it is h, or for cells that have one (h, c), of all layers; either may be None."""
-        cdef Py_ssize_t n = self.layers * self.directions
-        h, c = state, None
-        if self.w.cell == LSTM:
-            if type(state) is not tuple or len(<tuple>state) != 2:
+    cdef bint read_states(self, state, View *at) noexcept:
+        """Whether it is the state, or a tuple of several, of all layers; any may be None."""
+        cdef Py_ssize_t n = self.layers * self.directions, k
+        cdef bint several = self.w.states > 1
+        if several and (type(state) is not tuple or len(<tuple>state) != self.w.states):
+            return False
+        for k in range(self.w.states):
+            part = (<tuple>state)[k] if several else state
+            if part is not None and not as_made(&at[k], part, self.ndim, False, n, self.rows,
+                                                width_of(self.w, k), self.itemsize):
                 return False
-            h, c = <tuple>state
-        return (
-            (h is None or as_made(at_h, h, self.ndim, False, n, self.rows, self.w.outputs,
-                                  self.itemsize))
-            and (c is None or as_made(at_c, c, self.ndim, False, n, self.rows, self.w.hidden,
-                                      self.itemsize)))
+        return True
+
+    cdef made_states(self):
+        """Room for the final state: an array, or a tuple of several."""
+        cdef Py_ssize_t n = self.layers * self.directions, k
+        cdef tuple found = PyTuple_New(self.w.states)
+        part = None
+        for k in range(self.w.states):
+            part = made(&self.at_new_state[k], self.ndim, False, n, self.rows,
+                        width_of(self.w, k), self.itemsize)
+            Py_INCREF(part)
+            PyTuple_SET_ITEM(found, k, part)
+        return part if self.w.states == 1 else found
 
     cdef bint takes(self, out, state_out) except -1:
         """Whether these are arrays for the results, apart from what is read and from each other."""
-        cdef View *read[3]
-        cdef View *written[3]
-        cdef Py_ssize_t i, j
+        cdef View *read[STATES + 1]
+        cdef View *written[STATES + 1]
+        cdef Py_ssize_t i, j, n = self.w.states + 1
         if type(self.x) is list:
             return False
         if out is not None and not (
@@ -224,15 +235,16 @@ cdef class Request:
                         self.y_width, self.itemsize) and cnp.PyArray_ISWRITEABLE(out)):
             return False
         if state_out is not None:
-            if not self.read_states(state_out, &self.at_new_h, &self.at_new_c):
+            if not self.read_states(state_out, self.at_new_state):
                 return False
             for part in state_out if type(state_out) is tuple else (state_out,):
                 if part is None or not cnp.PyArray_ISWRITEABLE(part):
                     return False
-        read[0], read[1], read[2] = &self.at_x, &self.at_h, &self.at_c
-        written[0], written[1], written[2] = &self.at_y, &self.at_new_h, &self.at_new_c
-        for i in range(3):
-            for j in range(3):
+        read[0], written[0] = &self.at_x, &self.at_y
+        for i in range(1, n):
+            read[i], written[i] = &self.at_state[i - 1], &self.at_new_state[i - 1]
+        for i in range(n):
+            for j in range(n):
                 # A state may be replaced in place.
                 if not (apart(written[i], read[j])
                         or (i == j and i > 0 and written[i].data == read[j].data)) \

@@ -52,8 +52,7 @@ class Call:
     ) -> tuple[
         npt.NDArray[Any],
         int,
-        npt.NDArray[Any] | None,
-        npt.NDArray[Any],
+        list[npt.NDArray[Any]],
         npt.NDArray[Any],
         npt.NDArray[Any],
     ]: ...
@@ -117,6 +116,7 @@ def backward(
     dx: list[npt.NDArray[Any]],
     threads: int,
     clip_step: float = 0.0,
+    d_attention: list[npt.NDArray[Any]] | None = None,
 ) -> tuple[tuple[npt.NDArray[Any], ...], Call]: ...
 def add_gradients(
     calls: list[Call], gradients: list[list[tuple[npt.NDArray[Any] | None, ...]]]

@@ -12,10 +12,12 @@ from cpython.pycapsule cimport (
     PyCapsule_GetContext, PyCapsule_GetPointer, PyCapsule_New, PyCapsule_SetContext,
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.string cimport memcpy, memset
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.string cimport memcpy, memset, strcmp
 from cylstm.kernels.layout cimport (
-    ALL, EVERY, FINAL, GRU, LAST, LSTM, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL,
-    RNN, SLAB, TERM_BYTES, TERMS, Activation, Dense, Level, Part, Pick, Sequence, Weights,
+    ALL, EVERY, FINAL, LAST, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, SLAB,
+    STATES, TERM_BYTES, TERMS, Activation, CellKernels, Dense, Level, Part, Pick, Sequence,
+    Weights,
 )
 
 cnp.import_array()
@@ -279,7 +281,7 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
     y : ndarray of shape (T, B, D * P) or None
         OUT; None makes one. With `extras` it may be shorter; made by the caller then.
     initial : tuple of (ndarray of shape (D, B, P or H) or None)
-        h, and c for an LSTM.
+        One of each state: h, and c for an LSTM.
     lengths : ndarray of int64 of shape (B,) or None
     taped : bool
         Keep what `backward` needs.
@@ -297,11 +299,11 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
         The tape if `taped`; otherwise of no further use.
     """
     cdef Packed packed = packed_of(weights, 0)
-    cdef Py_ssize_t itemsize = packed.level.itemsize, d
+    cdef Py_ssize_t itemsize = packed.level.itemsize, d, k
     cdef Py_ssize_t directions = len(weights), outputs = packed.w.outputs
     cdef Sequence *s
     cdef View view
-    expect("initial", initial, 2 if packed.w.cell == LSTM else 1)
+    expect("initial", initial, packed.w.states)
     cdef Call call = Call(weights, x, lengths, taped, extras)
     s = &call.seq[0]
     cdef Py_ssize_t frames = cnp.PyArray_DIM(x, 0), width = cnp.PyArray_DIM(x, 1)
@@ -315,26 +317,23 @@ def forward(list weights, cnp.ndarray x not None, y, tuple initial, lengths, bin
         s = &call.seq[d]
         if by_step:
             call.take_outputs(d, &view, &s.y, s.y_row, &s.y_step)
-        call.copy_rows_in(d, s.h, initial[0], outputs, "initial h")
-        if s.c != NULL:
-            call.copy_rows_in(d, s.c, initial[1], s.w.hidden, "initial c")
+        for k in range(s.w.states):
+            call.copy_rows_in(d, s.state[k], initial[k], width_of(&s.w, k), "initial state")
     run_forward(call, threads)
-    h = empty(directions, s.rows, outputs, itemsize)
-    c = empty(directions, s.rows, s.w.hidden, itemsize) if s.c != NULL else None
+    final = call.empty_states()
     if s.pooled != NULL:
         y = empty(directions, s.rows, outputs, itemsize)
     for d in range(directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.h, h, outputs, "final h", True)
-        if c is not None:
-            call.copy_rows_out(d, s.c, c, s.w.hidden, "final c", True)
+        for k in range(s.w.states):
+            call.copy_rows_out(d, s.state[k], final[k], width_of(&s.w, k), "final state", True)
         if s.pooled != NULL:
             call.copy_rows_out(d, s.pooled, y, outputs, "y", False)
     if s.pick == FINAL:
-        y = h.copy()
+        y = final[0].copy()
     elif by_step and not call.whole and not sparse and call.start == NULL:
         clear_unread(call, &view)
-    return y, ((h,) if c is None else (h, c)), call
+    return y, final, call
 
 
 cdef int run_forward(Call call, int threads) except -1:
@@ -392,7 +391,8 @@ cdef int clear_unread(Call call, View *y) except -1:
     return 0
 
 
-def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double clip_step=0):
+def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double clip_step=0,
+             list d_attention=None):
     """Propagate gradients through one pass of one layer.
 
     Parameters
@@ -401,46 +401,48 @@ def backward(Call tape not None, dy, tuple dfinal, list dx, int threads, double 
         From `forward` with ``taped=True``; unchanged.
     dy : ndarray shaped as y, or None
     dfinal : tuple of (ndarray of shape (D, B, P or H) or None)
-        Gradient of the final h, and c for an LSTM.
+        Gradient of each final state.
     dx : list of ndarray shaped as x
         OUT, one per direction; steps that were not read are not written.
     threads : int
     clip_step : float
         Bound of the gradients of pre-activations at every step; 0 is none.
+    d_attention : list of ndarray of shape (T, B, 1), if the cell reads attention
+        OUT, one per direction; steps that were not read are not written.
 
     Returns
     -------
     dinitial : tuple of ndarray of shape (D, B, P or H)
-        Gradient of the initial h, and c for an LSTM.
+        Gradient of each initial state.
     call : Call
         Gradients of the weights, for `add_gradients`.
     """
-    cdef Py_ssize_t d
+    cdef Py_ssize_t d, k
     cdef Sequence *s = &tape.seq[0]
     cdef View view
     if tape.level == NULL or tape.arena is None or (s.tape == NULL and tape.window == 0):
         raise ValueError("tape: expected a call that kept one")
-    expect("dfinal", dfinal, 2 if tape.seq[0].c != NULL else 1)
+    expect("dfinal", dfinal, s.w.states)
     expect("dx", dx, tape.directions)
+    if s.w.cell.attends:
+        expect("d_attention", d_attention, tape.directions)
     if s.pick == FINAL and dy is not None:
         look(&view, dy, tape.level.itemsize, tape.directions, s.rows, s.w.outputs, "dy")
         dfinal = (dy if dfinal[0] is None else dfinal[0] + dy, *dfinal[1:])
-    cdef Call call = tape.again(dy, dx, clip_step)
+    cdef Call call = tape.again(dy, dx, clip_step, d_attention)
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_in(d, s.dh, dfinal[0], s.w.outputs, "final dh")
-        if s.c != NULL:
-            call.copy_rows_in(d, s.dc, dfinal[1], s.w.hidden, "final dc")
+        for k in range(s.w.states):
+            call.copy_rows_in(d, s.d_state[k], dfinal[k], width_of(&s.w, k), "final dstate")
     run_backward(call, threads)
-    dh = empty(call.directions, s.rows, s.w.outputs, call.level.itemsize)
-    dc = empty(call.directions, s.rows, s.w.hidden, call.level.itemsize) if s.c != NULL else None
+    dinitial = call.empty_states()
     for d in range(call.directions):
         s = &call.seq[d]
-        call.copy_rows_out(d, s.dh, dh, s.w.outputs, "initial dh", False)
-        if dc is not None:
-            call.copy_rows_out(d, s.dc, dc, s.w.hidden, "initial dc", False)
+        for k in range(s.w.states):
+            call.copy_rows_out(d, s.d_state[k], dinitial[k], width_of(&s.w, k), "initial dstate",
+                               False)
     call.arena = None   # only the sums are needed from here on
-    return (dh,) if dc is None else (dh, dc), call
+    return dinitial, call
 
 
 def add_gradients(list calls, list gradients):
@@ -520,7 +522,7 @@ def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int t
     count_plan(&run, call, threads, True)
     if not taped:
         return call.arena.total, 0, 0
-    back = call.again(None, [None] * call.directions, 0)
+    back = call.again(None, [None] * call.directions, 0, None)
     for _ in range(back.directions):
         back.arena.room(max(1, rows), sizeof(Py_ssize_t))    # where rows are in dx
     if back.window:

@@ -3,21 +3,22 @@
 cdef inline real *state(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
                         Py_ssize_t block) noexcept nogil:
     """A row's block of h before `step`."""
-    return <real *>s.h + ((s.state_at[step] + row) * s.w.out_blocks + block) * LANES
+    return <real *>s.state[0] + ((s.state_at[step] + row) * s.w.out_blocks + block) * LANES
 
 
-cdef inline real *cell_state(const Sequence *s, Py_ssize_t step, Py_ssize_t row,
-                             Py_ssize_t block) noexcept nogil:
-    """A row's block of c before `step`."""
-    return <real *>s.c + ((s.state_at[step] + row) * s.w.blocks + block) * LANES
+cdef inline real *other_state(const Sequence *s, Py_ssize_t k, Py_ssize_t step, Py_ssize_t row,
+                              Py_ssize_t block) noexcept nogil:
+    """A row's block of another state, such as an LSTM's c, 1, before `step`."""
+    return <real *>s.state[k] + ((s.state_at[step] + row) * s.w.blocks + block) * LANES
 
 
 cdef inline real *carried_h(const Sequence *s, Py_ssize_t row, Py_ssize_t block) noexcept nogil:
-    return <real *>s.dh + (row * s.w.out_blocks + block) * LANES
+    return <real *>s.d_state[0] + (row * s.w.out_blocks + block) * LANES
 
 
-cdef inline real *carried_c(const Sequence *s, Py_ssize_t row, Py_ssize_t block) noexcept nogil:
-    return <real *>s.dc + (row * s.w.blocks + block) * LANES
+cdef inline real *carried(const Sequence *s, Py_ssize_t k, Py_ssize_t row,
+                          Py_ssize_t block) noexcept nogil:
+    return <real *>s.d_state[k] + (row * s.w.blocks + block) * LANES
 
 
 cdef inline real *second(const Sequence *s, Py_ssize_t row, Py_ssize_t block) noexcept nogil:
@@ -69,6 +70,11 @@ cdef inline Py_ssize_t time_of(const Sequence *s, Py_ssize_t step, Py_ssize_t ro
     if s.time == NULL and s.w.reverse:
         return s.length[row] - 1 - step
     return when(s, step, row)
+
+
+cdef inline vec attention(const Sequence *s, Py_ssize_t step, Py_ssize_t row) noexcept nogil:
+    """The number that comes with a row's step."""
+    return vset((<real *>s.attention)[s.attention_row[row] + when(s, step, row) * s.attention_step])
 
 
 # Zoneout (Krueger et al. 2017): h_t = k h_{t-1} + (1 - k) h, k random in training, otherwise its
@@ -206,3 +212,12 @@ cdef inline vec seen(const Sequence *s, Py_ssize_t step, Py_ssize_t row, Py_ssiz
         dh = dh - bypass
     vstore(carry, bypass)
     return dh
+
+
+cdef void clear_padding(const Sequence *s, real *d_gates, Py_ssize_t gates,
+                        Py_ssize_t block) noexcept nogil:
+    """Make lanes beyond the last unit zero: infinite inputs times zero weights made them NaN."""
+    cdef Py_ssize_t slot
+    for slot in range(gates):
+        vstore(d_gates + slot * LANES,
+               vload_part(d_gates + slot * LANES, s.w.hidden - block * LANES))

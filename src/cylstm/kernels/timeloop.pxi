@@ -217,12 +217,11 @@ cdef void copy_states(Sequence *s, Sequence *to, Py_ssize_t vector,
 cdef void copy_place(Sequence *s, Sequence *to, Py_ssize_t vector, Py_ssize_t place,
                      Py_ssize_t row) noexcept nogil:
     """States of the rows from `row` on in one of the two places."""
-    cdef Py_ssize_t size = s.w.out_blocks * vector, count = s.rows - row
+    cdef Py_ssize_t size, count = s.rows - row, k
     place += row
-    memcpy(<char *>to.h + place * size, <char *>s.h + place * size, count * size)
-    if s.c != NULL:
-        size = s.w.blocks * vector
-        memcpy(<char *>to.c + place * size, <char *>s.c + place * size, count * size)
+    for k in range(s.w.states):
+        size = blocks_of(s, k) * vector
+        memcpy(<char *>to.state[k] + place * size, <char *>s.state[k] + place * size, count * size)
 
 
 cdef Py_ssize_t next_piece(Run *run, Py_ssize_t thread, Py_ssize_t pieces) noexcept nogil:
