@@ -510,7 +510,7 @@ before = now()
 large = step(20_000)
 print((now() - before) / (20_000 * 512))
 """
-    assert 1 <= float(run_python(code)) <= 2
+    assert 0.5 <= float(run_python(code)) <= 2  # pages of 2 MB may have been there before
 
 
 def test_other_arrays():

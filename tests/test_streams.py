@@ -3,6 +3,7 @@
 import copy
 import gc
 import pickle
+import signal
 import struct
 import threading
 import tracemalloc
@@ -388,6 +389,27 @@ def test_two_threads_at_one_stream_are_refused_or_wait():
     for _ in done:
         alone.step(x)
     assert_same_bits(stream.state, alone.state)
+
+
+def test_a_signal_in_the_middle_of_a_step_leaves_the_state():
+    """Its handler runs before all layers have been stepped, and raises."""
+    layer = cylstm.LSTM(128, 512, 2, rng=0)
+    stream, x = layer.stream(9000, num_threads=1), np.ones((9000, 128), "f")
+    before, handler = stream.state, signal.getsignal(signal.SIGALRM)
+
+    def late(*_):
+        raise InterruptedError
+
+    signal.signal(signal.SIGALRM, late)
+    try:
+        with pytest.raises(InterruptedError):
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            stream.step(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert_same_bits(stream.state, before)
+    assert_same_bits(stream.step(x[:9000])[:1], layer(x[None, :1])[0][0])
 
 
 def test_weights_may_change_in_another_thread():

@@ -329,9 +329,8 @@ class StreamPool(sequence.PoolBase):
             The id is not that of an open stream, or the frame does not fit: what one client sends
             cannot spoil the others' flush.
         """
-        frame = checks.shape(
-            "x", np.array(checks.array("x", x, self.layer.dtype)), (self.layer.input_size,)
-        )
+        found = checks.array("x", x, self.layer.dtype)
+        frame = checks.shape("x", found, (self.layer.input_size,)).copy()
         with self._queueing:
             now = self._touch(id)
             if self._since is None:
@@ -371,6 +370,7 @@ class StreamPool(sequence.PoolBase):
         -------
         dict of int to ndarray of shape (k, P)
             By id, the outputs of the k frames that a stream had waiting; empty if there were none.
+            Those of streams that had one frame are parts of one array.
 
         Raises
         ------
@@ -384,20 +384,23 @@ class StreamPool(sequence.PoolBase):
                 self._since = None
             try:
                 while waiting:
-                    ids = np.fromiter(waiting, np.int64, len(waiting))
-                    y = self.step(
-                        ids, np.stack([q[0] for q in waiting.values()]), num_threads=num_threads
-                    )
-                    for id, row in zip(list(waiting), y, strict=True):
-                        self._outputs.setdefault(id, []).append(row)
-                        waiting[id].popleft()
-                        if not waiting[id]:
-                            del waiting[id]
+                    self._feed_first(waiting, num_threads)
             finally:
                 if waiting:
                     self._wait_again(waiting, since)
             outputs, self._outputs = self._outputs, {}
-        return {id: np.stack(rows) for id, rows in outputs.items()}
+        return {id: np.concatenate(y) if len(y) > 1 else y[0] for id, y in outputs.items()}
+
+    def _feed_first(self, waiting: dict[int, deque[Array]], num_threads: int | None) -> None:
+        """Feed each stream's first frame, and take it away."""
+        ids = list(waiting)
+        x = np.concatenate([waiting[id][0] for id in ids]).reshape(len(ids), -1)
+        y = self.step(np.array(ids), x, num_threads=num_threads)
+        for k, id in enumerate(ids):
+            self._outputs.setdefault(id, []).append(y[k : k + 1])
+            waiting[id].popleft()
+            if not waiting[id]:
+                del waiting[id]
 
     def _wait_again(self, frames: dict[int, deque[Array]], since: float | None) -> None:
         """Put frames back before those that have come since."""
