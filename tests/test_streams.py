@@ -19,7 +19,7 @@ from variants import EVERY_VARIANT, named
 
 import cylstm
 from cylstm.kernels import sequence
-from cylstm.streams import Stream, snapshots, states
+from cylstm.streams import Stream, snapshots, state_rows
 
 CELLS = ("lstm", "gru", "rnn_tanh")
 EVERY = pytest.mark.parametrize("cell", CELLS)
@@ -586,4 +586,4 @@ def test_the_native_entry_refuses_by_itself():
 
     with pytest.raises(TypeError, match="as the kernels read them"):
         Careless(stream.layer, 2).step([1])
-    assert states.sizes(stream.layer) == [(5,)]
+    assert state_rows.sizes(stream.layer) == [(5,)]

@@ -15,8 +15,8 @@ from cylstm import checks, threads
 from cylstm.kernels import sequence
 from cylstm.params import Array
 from cylstm.states import State
-from cylstm.streams import snapshots, states
-from cylstm.streams.states import StateStatistics
+from cylstm.streams import snapshots, state_rows
+from cylstm.streams.state_rows import StateStatistics
 
 if TYPE_CHECKING:
     from cylstm.recurrent import Recurrent
@@ -82,7 +82,7 @@ class StreamPool(sequence.PoolBase):
         latency: float = 0.0,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        states.refuse_what_looks_ahead(layer)
+        state_rows.refuse_what_looks_ahead(layer)
         slots = checks.size("capacity", capacity)
         if slots > MOST_STREAMS:
             raise ValueError(f"capacity: expected at most {MOST_STREAMS}, got {slots}")
@@ -90,7 +90,7 @@ class StreamPool(sequence.PoolBase):
             raise TypeError(f"clock: expected a callable or None, got {clock!r}")
         self._latency = checks.number("latency", latency, 0, float("inf"))
         super().__init__(layer, slots, clock, threads.number)
-        self._width = sum(map(sum, states.sizes(layer)))
+        self._width = state_rows.width(layer)
         self._waiting: dict[int, deque[Array]] = {}
         self._outputs: dict[int, list[Array]] = {}  # of frames fed, not returned yet
         self._since: float | None = None  # when the oldest of the waiting frames came
@@ -152,7 +152,7 @@ class StreamPool(sequence.PoolBase):
         return int(found)
 
     def _initial(self) -> Array | None:
-        return states.initial(self.layer) if self.layer.learn_initial_state else None
+        return state_rows.initial(self.layer) if self.layer.learn_initial_state else None
 
     def close(self, id: int) -> None:
         """Close a stream; frames of it that are waiting are dropped. Waits for a flush to end.
@@ -227,7 +227,7 @@ class StreamPool(sequence.PoolBase):
         ValueError, TypeError, RuntimeError
             It is not that of an open stream, or another thread is stepping it.
         """
-        return states.outward(self.layer, self._read(id), batched=False)
+        return state_rows.outward(self.layer, self._read(id), batched=False)
 
     def set_state(self, id: int, state: State) -> None:
         """Set the state of a stream.
@@ -244,7 +244,7 @@ class StreamPool(sequence.PoolBase):
             It is not that of an open stream, another thread is stepping it, or the state does not
             fit; the stream is as before.
         """
-        self._load(id, states.inward(self.layer, state, 1, batched=False))
+        self._load(id, state_rows.inward(self.layer, state, 1, batched=False))
 
     def _read(self, *ids: int) -> Array:
         rows = np.empty((len(ids), self._width), self.layer.dtype)
@@ -270,7 +270,7 @@ class StreamPool(sequence.PoolBase):
         ValueError, TypeError, RuntimeError
             An id is not that of an open stream, or another thread is stepping it.
         """
-        return states.statistics(self.layer, self._read(*(self if ids is None else ids)))
+        return state_rows.statistics(self.layer, self._read(*(self if ids is None else ids)))
 
     def snapshot(self, id: int) -> bytes:
         """Return the state of a stream as bytes, from which `restore` goes on with the same bits.
@@ -426,4 +426,4 @@ class StreamPool(sequence.PoolBase):
         return np.ascontiguousarray(checks.shape("x", found, (n, self.layer.input_size)))
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Array:
-        return states.writeable(out, shape, self.layer.dtype)
+        return state_rows.writeable(out, shape, self.layer.dtype)

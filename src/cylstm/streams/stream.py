@@ -11,8 +11,8 @@ from cylstm.batches import is_ragged
 from cylstm.kernels import sequence
 from cylstm.params import Array
 from cylstm.states import State
-from cylstm.streams import snapshots, states
-from cylstm.streams.states import StateStatistics
+from cylstm.streams import snapshots, state_rows
+from cylstm.streams.state_rows import StateStatistics
 
 if TYPE_CHECKING:
     from cylstm.recurrent import Recurrent
@@ -52,11 +52,11 @@ class Stream(sequence.StreamBase):
     def __init__(
         self, layer: Recurrent, batch_size: int = 1, *, num_threads: int | None = None
     ) -> None:
-        states.refuse_what_looks_ahead(layer)
+        state_rows.refuse_what_looks_ahead(layer)
         rows = checks.size("batch_size", batch_size)
         super().__init__(layer, rows, num_threads, threads.number)
         self._all = np.arange(rows, dtype=np.intp)
-        self._width = sum(map(sum, states.sizes(layer)))
+        self._width = state_rows.width(layer)
         self.reset()
 
     def __repr__(self) -> str:
@@ -107,9 +107,9 @@ class Stream(sequence.StreamBase):
         rows = np.empty((self.batch_size, self._width), self.layer.dtype)
         self._store(self._all, rows)
         batched = not isinstance(chunk, np.ndarray) or chunk.ndim == 3
-        state = states.outward(self.layer, rows, batched)
+        state = state_rows.outward(self.layer, rows, batched)
         y, state = self.layer(chunk, state, out=out, num_threads=self.num_threads)
-        self._load(self._all, states.inward(self.layer, state, self.batch_size, batched))
+        self._load(self._all, state_rows.inward(self.layer, state, self.batch_size, batched))
         return y
 
     def _checked_chunk(self, chunk: Any) -> Any:
@@ -140,11 +140,11 @@ class Stream(sequence.StreamBase):
         the state, of one row for all if there is only one; None, also of h or c alone, is the
         initial state.
         """
-        return states.outward(self.layer, self._read())
+        return state_rows.outward(self.layer, self._read())
 
     @state.setter
     def state(self, state: State) -> None:
-        self._write(states.inward(self.layer, state, self.batch_size))
+        self._write(state_rows.inward(self.layer, state, self.batch_size))
 
     def reset(self, rows: Any = None) -> None:
         """Put rows back to the initial state: zeros, or what `learn_initial_state` has learned.
@@ -160,7 +160,7 @@ class Stream(sequence.StreamBase):
             There is no such row; the state is as before.
         """
         which = self._all if rows is None else self._rows(rows)
-        self._exclusively(self._load, which, states.initial(self.layer, len(which)))
+        self._exclusively(self._load, which, state_rows.initial(self.layer, len(which)))
 
     def statistics(self) -> StateStatistics:
         """Return numbers that tell how each row's state is; the state is left alone.
@@ -170,7 +170,7 @@ class Stream(sequence.StreamBase):
         StateStatistics
             Norm, largest absolute value, fraction of saturated units, and whether all is finite.
         """
-        return states.statistics(self.layer, self._read())
+        return state_rows.statistics(self.layer, self._read())
 
     def snapshot(self) -> bytes:
         """Return the state as bytes, from which `restore` goes on with the same bits.
@@ -223,7 +223,7 @@ class Stream(sequence.StreamBase):
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Array:
         """Check `out`, and return an array that the kernels can write."""
-        return states.writeable(out, shape, self.layer.dtype)
+        return state_rows.writeable(out, shape, self.layer.dtype)
 
 
 def _restored(

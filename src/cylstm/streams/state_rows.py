@@ -68,6 +68,11 @@ def sizes(layer: Recurrent) -> list[tuple[int, ...]]:
     return list(zip(*widths, strict=True))
 
 
+def width(layer: Recurrent) -> int:
+    """S, all numbers of a row's state."""
+    return sum(map(sum, sizes(layer)))
+
+
 def split(layer: Recurrent, rows: Array) -> list[states.Parts]:
     """View rows (n, S) as parts of layers, each of shape (1, n, size)."""
     found, at = [], 0
@@ -90,7 +95,7 @@ def inward(layer: Recurrent, state: State, count: int, batched: bool = True) -> 
     """Check a state as a call takes it, None the initial one; return rows of shape (count, S)."""
     batch: Any = Rows(count, batched)
     given = states.spread(layer, states.inward(layer, "state", state, batch), batch)
-    rows = np.zeros((count, sum(map(sum, sizes(layer)))), layer.dtype)
+    rows = np.zeros((count, width(layer)), layer.dtype)
     for views, parts in zip(split(layer, rows), given, strict=True):
         for view, part in zip(views, parts, strict=True):
             if part is not None:
