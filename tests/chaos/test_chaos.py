@@ -65,7 +65,7 @@ def test_pauses():
 
 def test_streams_and_pools():
     """Steps go on from the state, also after one that has left a thread behind; units of rows."""
-    layer = cylstm.LSTM(40, 200, 2, rng=0)
+    layer = cylstm.LSTM(40, 320, 2, rng=0)
     x = np.random.default_rng(0).normal(size=(6, 90, 40)).astype("f")
     right = layer(x, num_threads=1)[0]
     for seed in seeds_until({"GIVEN_UP": min(3, LEAST), "CANCELLED": LEAST}, SEEDS // 10):
