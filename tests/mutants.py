@@ -97,6 +97,12 @@ TESTS = {
     "structure.py": (
         "options dropout regularisation topology variants sequences initial_states arrays"
     ),
+    "snapshots.py": "streams::test_what_is_wrong_with_a_snapshot_is_said streams pools",
+    "state_rows.py": "streams pools",
+    "stream.py": "streams",
+    "pool.py": "pools",
+    "streams.pxi": "streams pools",
+    "pools.pxi": "pools",
     "stored.py": "dense linear embedding params",
     "tape.py": "trace",
     "weights.py": "variants::test_against_the_oracle initial_states variants",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from cylstm.tape import Tape
 
 if TYPE_CHECKING:
     from cylstm.params import Rng
+    from cylstm.streams import Stream, StreamPool
 
 
 class Recurrent(Structure):
@@ -193,6 +195,60 @@ class Recurrent(Structure):
         return self._run(
             x, state, lengths, mask, reset, return_, out, num_threads, True, checkpoint, generator
         )
+
+    def stream(self, batch_size: int = 1, *, num_threads: int | None = None) -> Stream:
+        """Make a stream: rows that are fed frame by frame, and remember their state.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            B, the number of rows that step together.
+        num_threads : int, optional
+            Most threads that a step may use; default `get_num_threads()`.
+
+        Returns
+        -------
+        cylstm.streams.Stream
+            In the initial state. It has `step(x, out=None)` for a frame (I,) or (B, I), `push` for
+            many of them, `reset`, `state`, `snapshot` and `restore`.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The layer is bidirectional or goes backwards, or an argument is not as described.
+        """
+        from cylstm.streams import Stream  # not needed to run
+
+        return Stream(self, batch_size, num_threads=num_threads)
+
+    def pool(
+        self, capacity: int, *, latency: float = 0.0, clock: Callable[[], float] | None = None
+    ) -> StreamPool:
+        """Make a pool: independent streams over these weights, any of which step together.
+
+        Parameters
+        ----------
+        capacity : int
+            Most streams that can be open at once, up to 2**24.
+        latency : float, default 0
+            Seconds that a frame given to `submit` may wait for others before it is `due`.
+        clock : callable, optional
+            Returns seconds as a float; default `time.monotonic`.
+
+        Returns
+        -------
+        cylstm.streams.StreamPool
+            Without streams. `open` returns the id of a new one, `step(ids, x, out=None)` feeds some
+            of them, `close(id)` closes one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The layer is bidirectional or goes backwards, or an argument is not as described.
+        """
+        from cylstm.streams import StreamPool  # not needed to run
+
+        return StreamPool(self, capacity, latency=latency, clock=clock)
 
     def _run(
         self,

@@ -63,6 +63,24 @@ def test_pauses():
         assert_same_bits(layer(x, num_threads=2 + seed % 2), right)
 
 
+def test_streams_and_pools():
+    """Steps go on from the state, also after one that has left a thread behind; units of rows."""
+    layer = cylstm.LSTM(40, 320, 2, rng=0)
+    x = np.random.default_rng(0).normal(size=(6, 90, 40)).astype("f")
+    right = layer(x, num_threads=1)[0]
+    for seed in seeds_until({"GIVEN_UP": min(3, LEAST), "CANCELLED": LEAST}, SEEDS // 10):
+        sequence.chaos(seed)
+        stream, pool = layer.stream(2, num_threads=2 + seed % 3), layer.pool(90)
+        ids = [pool.open() for _ in range(90)]
+        for t in range(6):
+            frame = x[t, :2].copy()
+            assert_same_bits(stream.step(frame), right[t, :2].copy())
+            frame[...] = np.nan  # which a thread left behind may still read
+            assert_same_bits(pool.step(ids, x[t], num_threads=2 + seed % 3), right[t])
+        del stream, pool
+        refill(np.random.default_rng(seed))
+
+
 def test_few_rows_with_checkpoints():
     """Windows hire again for the memory of the last one."""
     layer = cylstm.LSTM(40, 100, rng=0)

@@ -502,7 +502,9 @@ cdef int run_backward(Call call, int threads) except -1:
 
 include "request.pxi"
 include "plans.pxi"
+include "streams.pxi"
 include "linear.pxi"
+include "pools.pxi"
 
 
 def workspace(list weights, Py_ssize_t steps, Py_ssize_t rows, bint taped, int threads,

@@ -1,0 +1,391 @@
+# Streams: steps whose states stay in the kernels' memory.
+#
+# A StepPlan is planned once for a number of rows; one step of any of the first of them, through all
+# layers, then allocates nothing. Of the two places that the states of a call have in inference, one
+# holds the state before the step and the other takes the one after it; at the next step they change
+# roles. A step that ends with an exception has changed nothing: the state before it is still there.
+
+ctypedef struct StepRows:
+    # What one thread needs to step rows without the GIL; lives in a StepPlan.
+    Level *level
+    Py_ssize_t layers
+    Sequence **seq          # (layers)
+    Part *part              # (layers) of one thread; unless the plan is for several
+    char **between          # (layers - 1) outputs of each layer but the last
+    Py_ssize_t place        # which of the two places holds the states
+
+
+cdef inline Py_ssize_t row_bytes(Sequence *s, Py_ssize_t itemsize) noexcept nogil:
+    """Bytes of a row's state in one layer, without padding: h, then an LSTM's c."""
+    return (s.w.outputs + (s.w.hidden if s.c != NULL else 0)) * itemsize
+
+
+cdef void load_row(StepRows *r, Py_ssize_t row, const char *state) noexcept nogil:
+    """Bring a row's states of all layers in, end to end."""
+    cdef Py_ssize_t itemsize = r.level.itemsize, vector = r.level.lanes * itemsize, k, at
+    cdef Sequence *s
+    for k in range(r.layers):
+        s = r.seq[k]
+        at = s.state_at[r.place] + row
+        memcpy(<char *>s.h + at * s.w.out_blocks * vector, state, s.w.outputs * itemsize)
+        if s.c != NULL:
+            memcpy(<char *>s.c + at * s.w.blocks * vector, state + s.w.outputs * itemsize,
+                   s.w.hidden * itemsize)
+        state += row_bytes(s, itemsize)
+
+
+cdef void store_row(StepRows *r, Py_ssize_t row, char *state) noexcept nogil:
+    """Take a row's states of all layers out, end to end."""
+    cdef Py_ssize_t itemsize = r.level.itemsize, vector = r.level.lanes * itemsize, k, at
+    cdef Sequence *s
+    for k in range(r.layers):
+        s = r.seq[k]
+        at = s.state_at[r.place] + row
+        memcpy(state, <char *>s.h + at * s.w.out_blocks * vector, s.w.outputs * itemsize)
+        if s.c != NULL:
+            memcpy(state + s.w.outputs * itemsize, <char *>s.c + at * s.w.blocks * vector,
+                   s.w.hidden * itemsize)
+        state += row_bytes(s, itemsize)
+
+
+cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y) noexcept nogil:
+    """One step of the first `n` rows on this thread."""
+    cdef Py_ssize_t k, row, phase, step = r.place
+    cdef FpMode mode = fp_flush()
+    cdef Sequence *s
+    cdef Part *p
+    for k in range(r.layers):
+        s, p = r.seq[k], &r.part[k]
+        s.active[step] = n
+        s.x, s.y = <void *>x, y if k == r.layers - 1 else r.between[k]
+        p.step0, p.step1 = step, step + 1
+        row = 0
+        while row < n:
+            p.row0, p.row1 = row, min(n, row + GROUP_ROWS)
+            row = p.row1
+            r.level.project(s, p)
+            for phase in range(1 + (s.w.w_2 != NULL)):
+                r.level.forward_step(s, p, step, phase)
+        x = <const char *>s.y
+    r.place = 1 - step
+    fp_restore(mode)
+
+
+cdef Call call_of_steps(list weights, Py_ssize_t rows):
+    """A call of one layer that is run step by step, with the state it ends with as the next one's.
+
+    It has two steps, by turns: each reads the state from where the other one writes it, and goes
+    through the weights the other way round.
+    """
+    cdef Call call
+    cdef Sequence *s
+    cdef Py_ssize_t row, vector
+    if len(weights) != 1 or packed_of(weights, 0).w.reverse or rows < 1:
+        raise ValueError("layers: expected one direction, forwards, and at least one row")
+    call = new_call(weights)
+    call.lay_out(2, rows, NULL, False)
+    s, vector = &call.seq[0], call.level.lanes * call.level.itemsize
+    memset(s.h, 0, 2 * rows * s.w.out_blocks * vector)
+    if s.c != NULL:
+        memset(s.c, 0, 2 * rows * s.w.blocks * vector)
+    for row in range(rows):
+        s.x_row[row], s.y_row[row] = row * s.w.inputs, row * s.w.outputs
+    return call
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class StepPlan:
+    """One step of up to so many rows through all layers, and their states: zeros at first.
+
+    Parameters
+    ----------
+    stack : Stack
+        Packed weights of layers that read forwards.
+    rows : int
+    threads : int
+        Most threads that `step` may use.
+    """
+    cdef Stack stack
+    cdef StepRows rows
+    cdef list calls         # one per layer
+    cdef Run **runs         # (layers)
+    cdef Arena arena
+    cdef Py_ssize_t count   # of rows
+    cdef Py_ssize_t inputs
+    cdef Py_ssize_t outputs
+    cdef Py_ssize_t width   # elements of a row's state
+    cdef int threads
+    cdef double seconds     # that a step of all rows takes at least
+    cdef bint spoiled       # a thread left behind may still be at it
+
+    def __init__(self, Stack stack not None, Py_ssize_t rows, int threads):
+        cdef StepRows *r = &self.rows
+        cdef Py_ssize_t k
+        cdef Call call
+        if not stack.weights:
+            raise ValueError("stack: expected at least one layer")
+        self.stack, self.count, self.threads = stack, rows, threads
+        self.arena, self.calls, r.layers = Arena(), [], len(stack.weights)
+        r.seq = <Sequence **>self.arena.room(r.layers, sizeof(Sequence *))
+        r.part = <Part *>self.arena.room(r.layers, sizeof(Part), True)
+        r.between = <char **>self.arena.room(r.layers, sizeof(char *))
+        self.runs = <Run **>self.arena.room(r.layers, sizeof(Run *))
+        for k in range(r.layers):
+            call = call_of_steps(stack.weights[k], rows)
+            if k > 0 and (call.level != r.level
+                          or call.seq[0].w.inputs != r.seq[k - 1].w.outputs):
+                raise ValueError("layers: expected each to read what the one before it writes")
+            self.calls.append(call)
+            r.level, r.seq[k] = call.level, &call.seq[0]
+            self.seconds += estimate(call) / 2
+            self.width += row_bytes(r.seq[k], r.level.itemsize) // r.level.itemsize
+        self.inputs, self.outputs = r.seq[0].w.inputs, r.seq[r.layers - 1].w.outputs
+        for k in range(r.layers):
+            self.plan_layer(k, 1 if self.small() else threads)
+
+    cdef int plan_layer(self, Py_ssize_t k, int threads) except -1:
+        cdef StepRows *r = &self.rows
+        cdef Sequence *s = r.seq[k]
+        cdef Call call = self.calls[k]
+        cdef Run *run = new_run(call)
+        plan_forward(run, call, threads)
+        self.runs[k] = run
+        set_up_part(run, &r.part[k], 0)
+        r.part[k].block1, r.part[k].out1 = s.w.blocks, s.w.out_blocks
+        r.between[k] = <char *>self.arena.room(times(self.count, s.w.outputs), r.level.itemsize)
+        return 0
+
+    cdef bint small(self) noexcept:
+        """Whether a step is over sooner than the GIL, or work, is handed to another thread."""
+        return self.seconds < SERIAL_SECONDS
+
+    cdef int step(self, x, const char *x_data, char *y) except -1:
+        """One step of all rows, of contiguous x (rows, inputs) into y (rows, outputs)."""
+        cdef StepRows *r = &self.rows
+        cdef Py_ssize_t k
+        cdef Call call
+        cdef Clock clock = Clock(-1)
+        if self.small():
+            step_rows(r, self.count, x_data, y)
+            return 0
+        for k in range(r.layers):
+            call = self.calls[k]
+            call.x = x      # for a thread that is left behind
+            r.seq[k].x = <void *>x_data
+            r.seq[k].y = y if k == r.layers - 1 else r.between[k]
+            try:
+                self.run(k, call, &clock)
+            finally:
+                self.spoiled = self.spoiled or call.job.state != IDLE
+                if not self.spoiled:
+                    call.x = None
+            x, x_data = self.arena, <const char *>r.seq[k].y
+        r.place = 1 - r.place
+        return 0
+
+    cdef int run(self, Py_ssize_t k, Call call, Clock *clock) except -1:
+        """One layer's step, by as many threads as pay."""
+        cdef Run *run = self.runs[k]
+        cdef int team = 1
+        if estimate(call) >= 2 * SERIAL_SECONDS:    # of its two steps
+            team = team_size(call, self.threads)
+        run.step0, run.step1 = self.rows.place, self.rows.place + 1
+        run.team_seq.x = call.seq[0].x
+        return go(run, call, team, clock)
+
+    cdef int take_states(self, StepPlan other) except -1:
+        """Go on from another plan's states."""
+        cdef Py_ssize_t row
+        cdef char *state = <char *>self.arena.room(self.width, self.rows.level.itemsize)
+        if (other.count, other.width) != (self.count, self.width) \
+                or other.rows.level.itemsize != self.rows.level.itemsize:
+            raise ValueError("stack: expected layers of the same sizes as before")
+        for row in range(self.count):
+            store_row(&other.rows, row, state)
+            load_row(&self.rows, row, state)
+        return 0
+
+
+cdef char *ready(array, Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width,
+                 int dtype, bint written) noexcept:
+    """The data of an array of shape (rows, width), or of one row (width,), that is contiguous.
+
+    NULL for any other.
+    """
+    if not cnp.PyArray_CheckExact(array) or cnp.PyArray_NDIM(array) != ndim:
+        return NULL
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+    if (shape[ndim - 1] != width or rows != (1 if ndim == 1 else shape[0])
+            or cnp.PyArray_TYPE(array) != dtype
+            or not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISBEHAVED_RO(array)
+            or (written and not cnp.PyArray_ISWRITEABLE(array))):
+        return NULL
+    return cnp.PyArray_BYTES(array)
+
+
+cdef object new_rows(Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width, int dtype):
+    """An array that is `ready`, without values."""
+    cdef cnp.npy_intp shape[2]
+    shape[0], shape[ndim - 1] = rows, width
+    return cnp.PyArray_SimpleNew(ndim, shape, dtype)
+
+
+cdef inline bint meet_in_memory(const char *a, Py_ssize_t size, const char *b,
+                                Py_ssize_t other) noexcept:
+    """Whether contiguous arrays of so many bytes share any."""
+    return a < b + other and b < a + size
+
+
+@cython.auto_pickle(False)
+cdef class StreamBase:
+    """The part of `cylstm.streams.Stream` that runs at every step.
+
+    A subclass has `_checked_frame(x)` and `_checked_out(out, shape)`, which check what does not
+    come as the kernels read it: the first returns an array of shape (rows, inputs) or (inputs,)
+    that does, the second one to write into, which is copied to `out` if it is another one.
+
+    Parameters
+    ----------
+    layer : RNN, LSTM or GRU
+    batch_size : int
+    num_threads : int or None
+    number : callable
+        From `num_threads` to how many threads a step may use; asked at each step if it is None.
+    """
+    cdef readonly object layer
+    cdef readonly Py_ssize_t batch_size
+    cdef readonly object num_threads
+    cdef int threads
+    cdef object number
+    cdef StepPlan plan
+    cdef Claim claim
+
+    def __init__(self, layer, Py_ssize_t batch_size, num_threads, number):
+        if self.plan is not None:
+            raise TypeError("stream: expected to be made once")
+        self.layer, self.batch_size, self.number = layer, batch_size, number
+        self.num_threads, self.threads = num_threads, number(num_threads)
+        self.plan = StepPlan(layer._weights(False), batch_size, self.threads)
+
+    def step(self, x, out=None):
+        """Feed one frame to every row of the stream, and go on to the next state.
+
+        The outputs, and the state afterwards, have the bits that a call on the whole sequence
+        gives. With `out` nothing is allocated, if `x` and `out` are C-contiguous arrays of the
+        layer's dtype in memory of their own.
+
+        Parameters
+        ----------
+        x : array-like of shape (B, I), or (I,) if B = 1
+            One frame of each row; real numbers of any dtype, cast to the layer's.
+        out : ndarray of shape (B, P), or (P,) if x is (I,), optional
+            Where to write the outputs. It may share memory with `x`.
+
+        Returns
+        -------
+        ndarray of shape (B, P), or (P,) if x is (I,)
+            `out` if it is given.
+
+        Raises
+        ------
+        ValueError, TypeError
+            An argument does not fit; the state is as before.
+        RuntimeError
+            Another thread is at this stream; the state is as it makes it.
+        """
+        self.enter()
+        try:
+            return self.run(x, out)
+        finally:
+            drop_claim(&self.claim)
+
+    cdef StepPlan made(self):
+        """The plan as it is."""
+        if self.plan is None:
+            raise TypeError("stream: expected one made by layer.stream(), got one without a layer")
+        return self.plan
+
+    cdef int enter(self) except -1:
+        if not take_claim(&self.claim):
+            raise RuntimeError("stream: expected one call at a time, got one during another")
+        return 0
+
+    cdef run(self, x, out):
+        """Do what `step` says, as the one thread that may."""
+        cdef StepPlan plan = self.renewed()
+        cdef int dtype = type_of(plan.rows.level.itemsize)
+        cdef Py_ssize_t rows = plan.count, ndim = 2
+        cdef Py_ssize_t row = plan.rows.level.itemsize * rows
+        cdef char *x_data
+        cdef char *y_data
+        if cnp.PyArray_Check(x) and cnp.PyArray_NDIM(x) == 1:
+            ndim = 1
+        x_data = ready(x, ndim, rows, plan.inputs, dtype, False)
+        if x_data == NULL:
+            x = self._checked_frame(x)
+            ndim = 1 if x.ndim == 1 else 2
+            x_data = ready(x, ndim, rows, plan.inputs, dtype, False)
+        y = out
+        if out is None:
+            y = new_rows(ndim, rows, plan.outputs, dtype)
+        y_data = ready(y, ndim, rows, plan.outputs, dtype, True)
+        if y_data == NULL:
+            y = self._checked_out(out, (rows, plan.outputs)[2 - ndim:])
+            y_data = ready(y, ndim, rows, plan.outputs, dtype, True)
+        if x_data == NULL or y_data == NULL:
+            raise TypeError("x, out: expected arrays as the kernels read them")
+        if meet_in_memory(x_data, row * plan.inputs, y_data, row * plan.outputs):
+            x = cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
+            x_data = cnp.PyArray_BYTES(x)
+        plan.step(x, x_data, y_data)
+        if out is not None and y is not out:
+            out[...] = y
+        return y if out is None else out
+
+    cdef StepPlan renewed(self):
+        """The plan, made anew with the same states if the weights or the threads have changed."""
+        cdef StepPlan plan = self.made(), made
+        cdef int threads = plan.threads
+        if self.num_threads is None and not plan.small():
+            threads = self.number(None)
+        if self.layer._packed is plan.stack and threads == plan.threads and not plan.spoiled:
+            return plan
+        made = StepPlan(self.layer._weights(False), plan.count, threads)
+        made.take_states(plan)
+        self.plan = made
+        return made
+
+    def _exclusively(self, call, *arguments):
+        """Call what uses `_load` and `_store` while no other thread is at the stream."""
+        self.enter()
+        try:
+            return call(*arguments)
+        finally:
+            drop_claim(&self.claim)
+
+    def _load(self, rows, states):
+        """Set states of rows: intp of shape (n,), and (n, S), all layers' end to end."""
+        self.move(rows, states, True)
+
+    def _store(self, rows, states):
+        """Copy states of rows, intp of shape (n,), into an array of shape (n, S)."""
+        self.move(rows, states, False)
+
+    cdef int move(self, rows, states, bint load) except -1:
+        cdef StepPlan plan = self.made()
+        cdef Py_ssize_t itemsize = plan.rows.level.itemsize, n = len(rows), i
+        cdef char *which = ready(rows, 1, 1, n, cnp.NPY_INTP, False)
+        cdef char *data = ready(states, 2, n, plan.width, type_of(itemsize), not load)
+        if which == NULL or data == NULL:
+            raise ValueError(f"states: expected shape {(n, plan.width)}, got {states.shape}")
+        for i in range(n):
+            if not 0 <= (<Py_ssize_t *>which)[i] < plan.count:
+                raise ValueError(f"rows: expected 0 to {plan.count - 1}, got {rows[i]}")
+        for i in range(n):
+            if load:
+                load_row(&plan.rows, (<Py_ssize_t *>which)[i], data)
+            else:
+                store_row(&plan.rows, (<Py_ssize_t *>which)[i], data)
+            data += plan.width * itemsize
+        return 0

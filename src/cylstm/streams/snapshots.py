@@ -1,0 +1,102 @@
+"""States as bytes: what they belong to is in them, and what does not fit is refused.
+
+All numbers are little-endian:
+
+    8 bytes   b"CYLSTM-S"
+    uint16    version of this format
+    uint16    bytes of a number: 4 or 8
+    uint32    rows
+    uint32    numbers in each
+    16 bytes  digest of the layer's class and options, as far as inference depends on them
+    16 bytes  digest of the weights
+    ...       the rows: all layers' h, and c for an LSTM, end to end
+    16 bytes  digest of everything before
+"""
+
+from __future__ import annotations
+
+import struct
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cylstm.params import Array
+
+if TYPE_CHECKING:
+    from cylstm.recurrent import Recurrent
+
+MAGIC, VERSION = b"CYLSTM-S", 1
+HEAD = struct.Struct("<8sHHII16s16s")
+DIGEST = 16
+#: Options on which neither the values of a state nor what is done with it in inference depend; of
+#: the sizes the shapes of the parameters tell.
+LEFT_OUT = frozenset(
+    "input_size hidden_size num_layers batch_first rng dtype dropout variational "
+    "recurrent_dropout dropconnect".split()
+)
+_fingerprints: weakref.WeakKeyDictionary[Recurrent, tuple[int, bytes, bytes]]
+_fingerprints = weakref.WeakKeyDictionary()
+
+
+def digest(*parts: Any) -> bytes:
+    """Digest of bytes-like objects, one after the other."""
+    from hashlib import blake2b  # only snapshots need it
+
+    found = blake2b(digest_size=DIGEST)
+    for part in parts:
+        found.update(part)
+    return found.digest()
+
+
+def fingerprint(layer: Recurrent) -> tuple[bytes, bytes]:
+    """Digests of what the layer is and of its weights; made again only after a change of these."""
+    with layer._lock:
+        known = _fingerprints.get(layer)
+        if known is None or known[0] != layer._version:
+            words = [
+                f"{name}={layer._argument(name)!r}"
+                for name, default in layer._signature.items()
+                if name not in LEFT_OUT and layer._argument(name) != default
+            ]
+            shapes = [f"{name}{value.shape}" for name, value in layer.params.items()]
+            what = "\n".join([*layer.gates, *layer.states, *words, *shapes])
+            weights = layer.flat_params.astype(layer.flat_params.dtype.newbyteorder("<"))
+            known = layer._version, digest(what.encode()), digest(weights)
+            _fingerprints[layer] = known
+    return known[1:]
+
+
+def pack(layer: Recurrent, rows: Array) -> bytes:
+    """Bytes of rows (n, S)."""
+    size = rows.itemsize
+    head = HEAD.pack(MAGIC, VERSION, size, *rows.shape, *fingerprint(layer))
+    body = head + rows.astype(f"<f{size}").tobytes()
+    return body + digest(body)
+
+
+def unpack(layer: Recurrent, snapshot: Any, count: int, width: int) -> Array:
+    """Rows of shape (count, width) from bytes; what does not fit is refused by name."""
+    try:
+        blob = bytes(memoryview(snapshot))
+    except TypeError:
+        raise TypeError(f"snapshot: expected bytes, got {type(snapshot).__name__}") from None
+    if len(blob) < HEAD.size + DIGEST or not blob.startswith(MAGIC):
+        raise ValueError(f"snapshot: expected one of a stream, got {len(blob)} other bytes")
+    _, version, size, rows, columns, options, weights = HEAD.unpack_from(blob)
+    if version != VERSION:
+        raise ValueError(f"snapshot: expected version {VERSION} of the format, got {version}")
+    body = blob[:-DIGEST]
+    if len(body) != HEAD.size + rows * columns * size or digest(body) != blob[-DIGEST:]:
+        raise ValueError("snapshot: expected it as it was made, got one damaged or cut short")
+    if (size, columns) != (layer.dtype.itemsize, width) or options != fingerprint(layer)[0]:
+        raise ValueError(
+            f"snapshot: expected one of such a layer, {layer!r}, got one of a layer of another "
+            f"class, size or option, with {columns} numbers of {size} bytes in a row's state"
+        )
+    if weights != fingerprint(layer)[1]:
+        raise ValueError("snapshot: expected one of these weights, got one of other weights")
+    if rows != count:
+        raise ValueError(f"snapshot: expected {count} rows, got {rows}")
+    found = np.frombuffer(body, f"<f{size}", offset=HEAD.size).reshape(rows, columns)
+    return found.astype(layer.dtype)
