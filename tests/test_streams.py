@@ -49,7 +49,9 @@ def assert_streams(p, rows):
 
 
 @pytest.mark.filterwarnings("ignore:dropout")
-@pytest.mark.parametrize(("cell", "options"), **named(EVERY_VARIANT))
+@pytest.mark.parametrize(
+    ("cell", "options"), **named([v for v in EVERY_VARIANT if v[1] != "augru"])
+)
 def test_every_option(cell, options):
     p = problem(cell, (3, 17, 2), steps=4, rows=B, **options)
     assert_streams(p, B)
@@ -587,3 +589,10 @@ def test_the_native_entry_refuses_by_itself():
     with pytest.raises(TypeError, match="as the kernels read them"):
         Careless(stream.layer, 2).step([1])
     assert state_rows.sizes(stream.layer) == [(5,)]
+
+
+def test_a_cell_that_reads_more_than_x_does_not_stream():
+    layer = cylstm.AUGRU(3, 4)
+    for make in (layer.stream, lambda: layer.pool(3)):
+        with pytest.raises(TypeError, match=r"^layer: expected .*, got AUGRU\(3, 4\).*attention"):
+            make()

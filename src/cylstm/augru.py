@@ -128,6 +128,7 @@ class AUGRU(GRU):
     """
 
     _kind = "augru"
+    _reads_x_only = False
 
     def __call__(  # type: ignore[override]  # no call without attention
         self,

@@ -74,6 +74,8 @@ class Structure(Parameters):
     gates = ()
     #: The arrays a state consists of.
     states = ("h",)
+    #: Whether a step reads x and the state alone, as streams can give it.
+    _reads_x_only = True
     #: The kernels' name of the cell.
     _kind = ""
     #: Activations of the textbook cell, by gate.

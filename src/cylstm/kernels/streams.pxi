@@ -16,36 +16,36 @@ ctypedef struct StepRows:
 
 
 cdef inline Py_ssize_t row_bytes(Sequence *s, Py_ssize_t itemsize) noexcept nogil:
-    """Bytes of a row's state in one layer, without padding: h, then an LSTM's c."""
-    return (s.w.outputs + (s.w.hidden if s.c != NULL else 0)) * itemsize
+    """Bytes of a row's state in one layer, without padding: h, then what else the cell has."""
+    return (s.w.outputs + (s.w.states - 1) * s.w.hidden) * itemsize
 
 
 cdef void load_row(StepRows *r, Py_ssize_t row, const char *state) noexcept nogil:
     """Bring a row's states of all layers in, end to end."""
-    cdef Py_ssize_t itemsize = r.level.itemsize, vector = r.level.lanes * itemsize, k, at
-    cdef Sequence *s
-    for k in range(r.layers):
-        s = r.seq[k]
-        at = s.state_at[r.place] + row
-        memcpy(<char *>s.h + at * s.w.out_blocks * vector, state, s.w.outputs * itemsize)
-        if s.c != NULL:
-            memcpy(<char *>s.c + at * s.w.blocks * vector, state + s.w.outputs * itemsize,
-                   s.w.hidden * itemsize)
-        state += row_bytes(s, itemsize)
+    cdef Py_ssize_t layer, k, size
+    for layer in range(r.layers):
+        for k in range(r.seq[layer].w.states):
+            size = width_of(&r.seq[layer].w, k) * r.level.itemsize
+            memcpy(row_state(r, layer, k, row), state, size)
+            state += size
 
 
 cdef void store_row(StepRows *r, Py_ssize_t row, char *state) noexcept nogil:
     """Take a row's states of all layers out, end to end."""
-    cdef Py_ssize_t itemsize = r.level.itemsize, vector = r.level.lanes * itemsize, k, at
-    cdef Sequence *s
-    for k in range(r.layers):
-        s = r.seq[k]
-        at = s.state_at[r.place] + row
-        memcpy(state, <char *>s.h + at * s.w.out_blocks * vector, s.w.outputs * itemsize)
-        if s.c != NULL:
-            memcpy(state + s.w.outputs * itemsize, <char *>s.c + at * s.w.blocks * vector,
-                   s.w.hidden * itemsize)
-        state += row_bytes(s, itemsize)
+    cdef Py_ssize_t layer, k, size
+    for layer in range(r.layers):
+        for k in range(r.seq[layer].w.states):
+            size = width_of(&r.seq[layer].w, k) * r.level.itemsize
+            memcpy(state, row_state(r, layer, k, row), size)
+            state += size
+
+
+cdef inline char *row_state(StepRows *r, Py_ssize_t layer, Py_ssize_t k,
+                            Py_ssize_t row) noexcept nogil:
+    """Where one of a row's states in one layer is now."""
+    cdef Sequence *s = r.seq[layer]
+    return <char *>s.state[k] + (s.state_at[r.place] + row) * blocks_of(s, k) * (
+        r.level.lanes * r.level.itemsize)
 
 
 cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y) noexcept nogil:
@@ -79,15 +79,16 @@ cdef Call call_of_steps(list weights, Py_ssize_t rows):
     """
     cdef Call call
     cdef Sequence *s
-    cdef Py_ssize_t row, vector
-    if len(weights) != 1 or packed_of(weights, 0).w.reverse or rows < 1:
-        raise ValueError("layers: expected one direction, forwards, and at least one row")
+    cdef Py_ssize_t row, k
+    if len(weights) != 1 or packed_of(weights, 0).w.reverse or rows < 1 \
+            or packed_of(weights, 0).w.cell.attends:
+        raise ValueError("layers: expected one direction, forwards, cells that read x alone, and "
+                         "at least one row")
     call = new_call(weights)
     call.lay_out(2, rows, NULL, False)
-    s, vector = &call.seq[0], call.level.lanes * call.level.itemsize
-    memset(s.h, 0, 2 * rows * s.w.out_blocks * vector)
-    if s.c != NULL:
-        memset(s.c, 0, 2 * rows * s.w.blocks * vector)
+    s = &call.seq[0]
+    for k in range(s.w.states):
+        memset(s.state[k], 0, 2 * rows * blocks_of(s, k) * call.level.lanes * call.level.itemsize)
     for row in range(rows):
         s.x_row[row], s.y_row[row] = row * s.w.inputs, row * s.w.outputs
     return call

@@ -53,7 +53,12 @@ class StateStatistics(NamedTuple):
 
 
 def refuse_what_looks_ahead(layer: Recurrent) -> None:
-    """Refuse layers whose output at a step depends on later ones."""
+    """Refuse layers whose output at a step depends on later ones, or on more than x."""
+    if not layer._reads_x_only:
+        raise TypeError(
+            f"layer: expected one that reads x alone in a stream, got {layer!r}, which also reads "
+            "attention"
+        )
     for name in ("bidirectional", "go_backwards"):
         if getattr(layer, name):
             raise ValueError(
@@ -64,8 +69,8 @@ def refuse_what_looks_ahead(layer: Recurrent) -> None:
 
 def sizes(layer: Recurrent) -> list[tuple[int, ...]]:
     """Numbers of each part of a row's state, by layer."""
-    widths = (layer.output_sizes, layer.hidden_sizes)[: len(layer.states)]
-    return list(zip(*widths, strict=True))
+    others = [layer.hidden_sizes] * (len(layer.states) - 1)
+    return list(zip(layer.output_sizes, *others, strict=True))
 
 
 def width(layer: Recurrent) -> int:
