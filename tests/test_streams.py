@@ -596,3 +596,32 @@ def test_a_cell_that_reads_more_than_x_does_not_stream():
     for make in (layer.stream, lambda: layer.pool(3)):
         with pytest.raises(TypeError, match=r"^layer: expected .*, got AUGRU\(3, 4\).*attention"):
             make()
+
+
+@EVERY
+def test_a_stepper_has_the_state_of_its_stream(cell):
+    """Steps are taken by the extension in examples/cython."""
+    layer = LAYERS[cell](3, 5, 2, rng=0)
+    x = np.random.default_rng(0).normal(size=(6, 2, 3)).astype("f")
+    stream, other = layer.stream(2), layer.stream(2)
+    stream.push(x[:4])
+    stepper = sequence.Stepper(stream)
+    assert (stepper.rows, stepper.inputs, stepper.outputs, stepper.itemsize) == (2, 3, 5, 4)
+    stream.push(x[4:])
+    layer.assign(layer.flat_params / 2)
+    stepper.give_state(other)  # whose weights are others by now
+    layer.assign(layer.flat_params * 2)
+    expected, _ = layer(x)
+    assert_same_bits(other.push(x[4:]), expected[4:])
+    for wrong in (layer.stream(3), LAYERS[cell](3, 4, rng=0).stream(2)):
+        with pytest.raises(ValueError, match="same sizes"):
+            stepper.give_state(wrong)
+    for wrong in (None, layer):
+        with pytest.raises(TypeError):
+            sequence.Stepper(wrong)
+        with pytest.raises(TypeError):
+            stepper.give_state(wrong)
+    with pytest.raises(TypeError, match="once"):
+        stepper.__init__(stream)
+    with pytest.raises(RuntimeError):
+        sequence.Stepper.__new__(sequence.Stepper).give_state(stream)

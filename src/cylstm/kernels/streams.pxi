@@ -116,6 +116,7 @@ cdef class StepPlan:
     cdef Py_ssize_t inputs
     cdef Py_ssize_t outputs
     cdef Py_ssize_t width   # elements of a row's state
+    cdef char *one_row      # room for one
     cdef int threads
     cdef double seconds     # that a step of all rows takes at least
     cdef bint spoiled       # a thread left behind may still be at it
@@ -141,6 +142,7 @@ cdef class StepPlan:
             r.level, r.seq[k] = call.level, &call.seq[0]
             self.seconds += estimate(call) / 2
             self.width += row_bytes(r.seq[k], r.level.itemsize) // r.level.itemsize
+        self.one_row = <char *>self.arena.room(self.width, r.level.itemsize)
         self.inputs, self.outputs = r.seq[0].w.inputs, r.seq[r.layers - 1].w.outputs
         for k in range(r.layers):
             self.plan_layer(k, 1 if self.small() else threads)
@@ -198,13 +200,12 @@ cdef class StepPlan:
     cdef int take_states(self, StepPlan other) except -1:
         """Go on from another plan's states."""
         cdef Py_ssize_t row
-        cdef char *state = <char *>self.arena.room(self.width, self.rows.level.itemsize)
         if (other.count, other.width) != (self.count, self.width) \
                 or other.rows.level.itemsize != self.rows.level.itemsize:
             raise ValueError("stack: expected layers of the same sizes as before")
         for row in range(self.count):
-            store_row(&other.rows, row, state)
-            load_row(&self.rows, row, state)
+            store_row(&other.rows, row, self.one_row)
+            load_row(&self.rows, row, self.one_row)
         return 0
 
 
@@ -390,3 +391,70 @@ cdef class StreamBase:
                 store_row(&plan.rows, (<Py_ssize_t *>which)[i], data)
             data += plan.width * itemsize
         return 0
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Stepper:
+    """Steps of a stream's layer from other Cython code, without the GIL: see sequence.pxd.
+
+    It has the weights that the layer has when it is made, and a state of its own, which is that of
+    the stream at first.
+
+    Parameters
+    ----------
+    stream : cylstm.streams.Stream
+        From `layer.stream()`.
+
+    Attributes
+    ----------
+    rows, inputs, outputs, itemsize : int
+        Rows of x and y, numbers in each, and bytes of a number.
+    """
+
+    def __init__(self, StreamBase stream not None):
+        cdef StepPlan plan, old
+        if self.plan is not None:
+            raise TypeError("stream: expected a Stepper to be made once")
+        stream.enter()
+        try:
+            old = stream.renewed()
+            plan = StepPlan(old.stack, old.count, 1)
+            plan.take_states(old)
+        finally:
+            drop_claim(&stream.claim)
+        self.rows, self.inputs, self.outputs = plan.count, plan.inputs, plan.outputs
+        self.itemsize, self.plan, self.at = plan.rows.level.itemsize, plan, &plan.rows
+
+    cdef int step(self, const void *x, void *y) noexcept nogil:
+        if self.at == NULL or not take_claim(<Claim *>&self.in_use):
+            return -1
+        step_rows(<StepRows *>self.at, self.rows, <const char *>x, <char *>y)
+        drop_claim(<Claim *>&self.in_use)
+        return 0
+
+    def give_state(self, StreamBase stream not None):
+        """Set the state of a stream to this one's.
+
+        Parameters
+        ----------
+        stream : cylstm.streams.Stream
+            Of a layer of the same sizes and as many rows.
+
+        Raises
+        ------
+        ValueError
+            It has other sizes.
+        RuntimeError
+            Another thread is at the stream, or in a step of this.
+        """
+        if self.at == NULL or not take_claim(<Claim *>&self.in_use):
+            raise RuntimeError("stepper: expected one call at a time, got one during another")
+        try:
+            stream.enter()
+            try:
+                stream.renewed().take_states(self.plan)
+            finally:
+                drop_claim(&stream.claim)
+        finally:
+            drop_claim(<Claim *>&self.in_use)
