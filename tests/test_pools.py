@@ -444,6 +444,7 @@ def test_threads_at_the_same_streams_are_refused_or_wait():
             assert_same_bits(pool.state(i), h[:, k].copy())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_forked_child():
     """Streams that another thread was stepping are closed there; the others go on."""
     layer = cylstm.LSTM(16, 256, rng=0)

@@ -394,6 +394,7 @@ def test_two_threads_at_one_stream_are_refused_or_wait():
     assert_same_bits(stream.state, alone.state)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_forked_child():
     """A stream that another thread was stepping goes on from the state before that step."""
     layer = cylstm.LSTM(16, 384, rng=0)
