@@ -444,6 +444,7 @@ def test_threads_at_the_same_streams_are_refused_or_wait():
             assert_same_bits(pool.state(i), h[:, k].copy())
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_in_a_forked_child():
     """Streams that another thread was stepping are closed there; the others go on."""
     layer = cylstm.LSTM(16, 256, rng=0)
@@ -497,7 +498,7 @@ layer = cylstm.LSTM(64, 64, rng=0)
 layer(np.ones((1, 64, 64), "f"), num_threads=1)
 
 def step(count):
-    pool = layer.pool(200_000)
+    pool = layer.pool(count)
     ids = np.array([pool.open() for _ in range(count)])
     x = np.ones((count, 64), "f")
     pool.step(ids, x, out=x, num_threads=1)
@@ -512,7 +513,7 @@ before = now()
 large = step(20_000)
 print((now() - before) / (20_000 * 512))
 """
-    assert 0.5 <= float(run_python(code)) <= 2  # pages of 2 MB may have been there before
+    assert 1 <= float(run_python(code)) <= 2
 
 
 def test_other_arrays():

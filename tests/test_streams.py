@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import pickle
 import signal
 import struct
@@ -68,7 +69,7 @@ def test_sizes(cell, sizes, dtype, learned):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize(("hidden", "rows"), [(256, 1), (96, 9), (64, 150), ((256, 24), 2)])
+@pytest.mark.parametrize(("hidden", "rows"), [(384, 1), (96, 9), (64, 150), ((384, 24), 2)])
 @EVERY
 def test_threads(cell, hidden, rows, threads):
     """Teams that share units, groups of rows, and a stack in which only one layer is large."""
@@ -80,7 +81,7 @@ def test_threads(cell, hidden, rows, threads):
 
 
 def test_the_number_of_threads_may_change():
-    p = problem("lstm", (24, 256), steps=8, rows=1)
+    p = problem("lstm", (24, 384), steps=8, rows=1)
     stream, y = p.layer.stream(), from_start(p)[0]
     before = cylstm.get_num_threads()
     try:
@@ -391,6 +392,33 @@ def test_two_threads_at_one_stream_are_refused_or_wait():
     for _ in done:
         alone.step(x)
     assert_same_bits(stream.state, alone.state)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_in_a_forked_child():
+    """A stream that another thread was stepping goes on from the state before that step."""
+    layer = cylstm.LSTM(16, 384, rng=0)
+    stream, x, over = layer.stream(num_threads=2), np.ones((1, 16), "f"), threading.Event()
+
+    def step():
+        while not over.is_set():
+            stream.step(x)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    try:
+        for _ in range(8):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(60)  # a hang ends there
+                state = stream.state
+                y, state = layer(x[None], state)
+                same = stream.step(x).tobytes() == y.tobytes()
+                os._exit(0 if same and stream.state[1].tobytes() == state[1].tobytes() else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_signal_in_the_middle_of_a_step_leaves_the_state():

@@ -13,8 +13,9 @@ cdef enum:
 
 cdef extern from * nogil:
     """
-    /* Rows of a pool that are stepped together: enough for every weight load to serve many. */
-    #define UNIT_OF_POOL 64
+    /* Rows of a pool that are stepped together: enough for every weight load to serve many, whole
+     * tiles, and of no more memory than stays in cache. */
+    #define UNIT_OF_POOL 60
     """
     const Py_ssize_t UNIT_OF_POOL
 

@@ -119,7 +119,7 @@ cdef class StepPlan:
     cdef char *one_row      # room for one
     cdef int threads
     cdef double seconds     # that a step of all rows takes at least
-    cdef bint spoiled       # a thread left behind may still be at it
+    cdef bint spoiled       # a thread left behind, or one of a forked child's parent, is at it
 
     def __init__(self, Stack stack not None, Py_ssize_t rows, int threads):
         cdef StepRows *r = &self.rows
@@ -172,20 +172,29 @@ cdef class StepPlan:
         if self.small():
             step_rows(r, self.count, x_data, y)
             return 0
-        for k in range(r.layers):
-            call = self.calls[k]
-            call.x = x      # for a thread that is left behind
-            r.seq[k].x = <void *>x_data
-            r.seq[k].y = y if k == r.layers - 1 else r.between[k]
-            try:
+        self.spoiled = True     # unless it ends here: in a forked child it does not
+        try:
+            for k in range(r.layers):
+                call = self.calls[k]
+                call.x = x      # for a thread that is left behind
+                r.seq[k].x = <void *>x_data
+                r.seq[k].y = y if k == r.layers - 1 else r.between[k]
                 self.run(k, call, &clock)
-            finally:
-                self.spoiled = self.spoiled or call.job.state != IDLE
-                if not self.spoiled:
-                    call.x = None
-            x, x_data = self.arena, <const char *>r.seq[k].y
-        r.place = 1 - r.place
+                x, x_data = self.arena, <const char *>r.seq[k].y
+            r.place = 1 - r.place
+        finally:
+            self.spoiled = not self.let_go()
         return 0
+
+    cdef bint let_go(self) noexcept:
+        """Let go of the caller's array; False if a thread left behind may still read it."""
+        cdef Call call
+        for call in self.calls:
+            if call.job != NULL and call.job.state != IDLE:
+                return False
+        for call in self.calls:
+            call.x = None
+        return True
 
     cdef int run(self, Py_ssize_t k, Call call, Clock *clock) except -1:
         """One layer's step, by as many threads as pay."""
