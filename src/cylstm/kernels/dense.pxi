@@ -4,11 +4,11 @@ cdef void dense(const Dense *d, Py_ssize_t unit, void *panel) noexcept nogil:
     """One unit of f(x w' + bias); `panel` is room for TERM_BYTES of its weights, cache-aligned."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
-    cdef Py_ssize_t k = 0, r, first = row0 * d.outputs + o0
-    while k < d.depth:
+    cdef Py_ssize_t k = d.term0, r, first = row0 * d.outputs + o0
+    while k < d.term1:
         add_terms_of(d, row0, rows, o0, outputs, k, <vec *>panel)
         k += TERM_BYTES // sizeof(real)
-    if d.y == NULL:
+    if d.y == NULL or d.term1 < d.depth:
         return
     for r in range(rows):
         activation(&d.f, <real *>d.sums + first + r * d.outputs,
@@ -91,10 +91,10 @@ cdef void multiply(const Dense *d, Py_ssize_t unit, void *room) noexcept nogil:
     """One unit of x w, by the register tile; `room` is for TERMS of its w and x, cache-aligned."""
     cdef Py_ssize_t row0 = unit // d.panels * d.unit_rows, o0 = unit % d.panels * d.panel
     cdef Py_ssize_t rows = min(d.unit_rows, d.rows - row0), outputs = min(d.panel, d.outputs - o0)
-    cdef Py_ssize_t k = 0, depth, o, some
+    cdef Py_ssize_t k = d.term0, depth, o, some
     cdef vec *w = <vec *>room
     cdef real *x
-    while k < d.depth:
+    while k < d.term1:
         depth = min(TERMS, d.depth - k)
         x = <real *>(w + (outputs + LANES - 1) // LANES * depth)
         pack_outputs(<const real *>d.w + k * d.w_row + o0, d.w_row, depth, outputs, w)

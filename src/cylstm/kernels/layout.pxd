@@ -240,6 +240,8 @@ ctypedef struct Dense:
     void *sums              # OUT (rows, outputs); may be y
     void *y                 # OUT (rows, outputs), f of `sums`; NULL: none
     Activation f
+    Py_ssize_t term0        # of this run, as the next; whole TERM_BYTES or TERMS but for the last
+    Py_ssize_t term1
     # Units that threads claim: so many rows by so many outputs
     Py_ssize_t unit_rows
     Py_ssize_t panel

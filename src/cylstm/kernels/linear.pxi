@@ -19,11 +19,14 @@ cdef extern from * nogil:
     #define UNITS 4
     #define LEAST_UNIT_ROWS 48
     #define LEAST_PANEL 64
+    /* Multiply-adds of a unit, so that a pause need not wait long. */
+    #define UNIT_PRODUCTS 1500000000
     """
     const Py_ssize_t UNIT_ROWS
     const Py_ssize_t UNITS
     const Py_ssize_t LEAST_UNIT_ROWS
     const Py_ssize_t LEAST_PANEL
+    const Py_ssize_t UNIT_PRODUCTS
 
 guard_watch_forks()
 
@@ -175,16 +178,22 @@ ctypedef struct DenseJob:
     char *panels            # one for each thread
     Py_ssize_t panel_bytes
     size_t all_bytes
+    Clock clock             # the leader's
+    Flag paused             # whether all threads are to leave
 
 
 cdef void dense_work(Job *job, Py_ssize_t rank) noexcept nogil:
-    """What each thread does: claim units until there are none left."""
+    """What each thread does: claim units until there are none left, or a pause is made."""
     cdef DenseJob *j = <DenseJob *>job
     cdef FpMode mode = fp_flush()
-    cdef Py_ssize_t unit = team_claim(&j.team)
-    while unit < j.units:
-        j.unit(&j.d, unit, j.panels + rank * j.panel_bytes)
+    cdef Py_ssize_t unit
+    while not flag_of(&j.paused):
         unit = team_claim(&j.team)
+        if unit >= j.units:
+            break
+        j.unit(&j.d, unit, j.panels + rank * j.panel_bytes)
+        if rank == 0 and time_to_look(&j.clock):
+            raise_flag(&j.paused)
     fp_restore(mode)
 
 
@@ -195,7 +204,7 @@ cdef int plan_dense(DenseJob *j, Py_ssize_t *threads) except -1:
     cdef bint dots = j.unit == j.level.dense
     cdef double read = <double>d.depth * d.outputs * itemsize
     j.job.work = dense_work
-    team_init(&j.team)
+    j.clock.next_look = -1
     if not HAS_OPENMP or max(read * d.rows / 4 / MULTIPLY_ADDS,
                              read / WEIGHT_BYTES) < SERIAL_SECONDS:
         threads[0] = 1
@@ -237,9 +246,56 @@ cdef Py_ssize_t count_units(Dense *d) noexcept:
     return ceil_of(d.rows, d.unit_rows) * d.panels
 
 
-cdef void run_dense(DenseJob *j, Py_ssize_t threads) noexcept nogil:
-    do_together(&j.job, threads - 1)
-    release(j.panels, j.all_bytes)
+cdef int run_dense(DenseJob *j, Py_ssize_t threads, Snapshot weight, Snapshot bias=None,
+                   Py_ssize_t bias_at=0) except -1:
+    """Make the product, term after term in slices whose units take no long time.
+
+    A long one pauses ten times a second for Python's signal handlers. In a pause no thread is in
+    the job and nobody reads the parameters, as a handler may assign them; a snapshot stays as it is.
+    """
+    cdef Dense *d = &j.d
+    cdef Py_ssize_t most = TERM_BYTES // j.level.itemsize if j.unit == j.level.dense else TERMS
+    cdef bint again
+    most *= max(1, UNIT_PRODUCTS // (most * min(d.panel, d.outputs) * d.unit_rows))
+    try:
+        while d.term1 < d.depth:
+            d.term0, d.term1 = d.term1, min(d.depth, d.term1 + most)
+            team_init(&j.team)
+            again = True
+            while again:
+                lower_flag(&j.paused)
+                with nogil:
+                    read_parameters(j, weight, bias, bias_at)
+                    do_together(&j.job, threads - 1)
+                    read_parameters_no_more(weight, bias)
+                again = flag_of(&j.paused)
+                if again:
+                    PyErr_CheckSignals()
+    finally:
+        release(j.panels, j.all_bytes)
+    return 0
+
+
+cdef void read_parameters(DenseJob *j, Snapshot weight, Snapshot bias,
+                          Py_ssize_t bias_at) noexcept nogil:
+    """Where they are now, for as long as nobody may change them."""
+    if weight is None:
+        return
+    begin_read(&weight.storage.guard)
+    j.d.w = weight.data
+    if bias is None:
+        return
+    if bias.storage is not weight.storage:  # of a layer that reads this one's, never vice versa
+        begin_read(&bias.storage.guard)
+    j.d.bias = bias.data + bias_at * j.level.itemsize
+
+
+cdef void read_parameters_no_more(Snapshot weight, Snapshot bias) noexcept nogil:
+    if weight is None:
+        return
+    if bias is not None and bias.storage is not weight.storage:
+        end_read(&bias.storage.guard)
+    end_read(&weight.storage.guard)
 
 
 cdef int look_matrix(View *view, array, Py_ssize_t itemsize, str name, Py_ssize_t rows,
@@ -276,8 +332,6 @@ def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at
     cdef Dense *d = &j.d
     cdef View view
     cdef Py_ssize_t count = threads, itemsize
-    cdef Guard *guard = &weight.storage.guard
-    cdef Guard *other = NULL
     memset(&j, 0, sizeof(DenseJob))
     j.level = level_of(table)
     j.unit = j.level.dense
@@ -294,22 +348,11 @@ def linear(table, x, Snapshot weight not None, Snapshot bias, Py_ssize_t bias_at
     weight.holds(0, d.outputs, d.depth, itemsize)
     if bias is not None:
         bias.holds(bias_at, 1, d.outputs, itemsize)
-        if bias.storage is not weight.storage:
-            other = &bias.storage.guard
     if d.rows == 0:
         return
+    d.w_row = d.depth
     plan_dense(&j, &count)
-    with nogil:
-        begin_read(guard)
-        if other != NULL:  # of a layer that reads this storage, never the other way round
-            begin_read(other)
-        d.w, d.w_row = weight.data, d.depth
-        if bias is not None:
-            d.bias = bias.data + bias_at * itemsize
-        run_dense(&j, count)
-        if other != NULL:
-            end_read(other)
-        end_read(guard)
+    run_dense(&j, count, weight, bias, bias_at)
 
 
 cdef int describe_product(DenseJob *j, table, dy, out, Py_ssize_t out_rows) except -1:
@@ -347,12 +390,9 @@ def linear_dx(table, dy, Snapshot weight not None, dx, int threads):
     weight.holds(0, j.d.depth, j.d.outputs, j.level.itemsize)
     if j.d.rows == 0:
         return
+    j.d.w_row = j.d.outputs
     plan_dense(&j, &count)
-    with nogil:
-        begin_read(&weight.storage.guard)
-        j.d.w, j.d.w_row = weight.data, j.d.outputs
-        run_dense(&j, count)
-        end_read(&weight.storage.guard)
+    run_dense(&j, count, weight)
 
 
 def linear_dw(table, dy, x, dw, int threads):
@@ -380,8 +420,7 @@ def linear_dw(table, dy, x, dw, int threads):
     j.d.x_row, j.d.x_step = 1, j.d.x_row
     j.d.w, j.d.w_row, j.d.add = view.data, view.inner // j.level.itemsize, True
     plan_dense(&j, &count)
-    with nogil:
-        run_dense(&j, count)
+    run_dense(&j, count, None)
 
 
 def d_activation(table, f, x, dy):

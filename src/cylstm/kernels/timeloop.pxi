@@ -75,23 +75,27 @@ cdef inline Py_ssize_t share(Py_ssize_t n, Py_ssize_t rank, Py_ssize_t size) noe
     return n * rank // size
 
 
-cdef void look_at_clock(Run *run) noexcept nogil:
-    """Ten times a second the leader asks for a pause; a short run never asks for the time.
+cdef bint time_to_look(Clock *clock) noexcept nogil:
+    """Ten times a second a leader asks for a pause; a short run never asks for the time.
 
     Only in Python's main thread, since the others run no signal handlers.
     """
-    cdef Clock *clock = run.clock
     cdef double now
     if clock.next_look < 0:
         clock.next_look = 0
-        return
+        return False
     now = seconds()
     if clock.next_look == 0:
         clock.next_look = now + SIGNAL_SECONDS
     if now < clock.next_look:
-        return
+        return False
     clock.next_look = now + SIGNAL_SECONDS
-    if in_main_thread():
+    return in_main_thread()
+
+
+cdef void look_at_clock(Run *run) noexcept nogil:
+    """The leader of a run asks for a pause when it is time."""
+    if time_to_look(run.clock):
         raise_flag(&run.paused)
 
 
