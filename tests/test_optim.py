@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import sys
 from functools import partial
 
 import numpy as np
@@ -669,3 +670,82 @@ def test_clipping_values_above_them_changes_no_bit(dtype, most):
     before = layer.flat_grads.copy()
     clip_grad_value(layer, most)
     assert_same_bits(layer.flat_grads, before)
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises."""
+
+
+def interrupted_at(opcode, call):
+    """Call, with an interrupt before so many opcodes of the library; whether there was one."""
+    left = opcode
+
+    def trace(frame, event, argument):
+        nonlocal left
+        if not frame.f_globals.get("__name__", "").startswith("cylstm"):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left < 0:
+                raise Interrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda modules: cylstm.Adam(modules, lr=0.1),
+        lambda modules: cylstm.SGD(modules, lr=0.1, momentum=0.9),
+    ],
+)
+def test_an_interrupted_step_is_made_or_not(make, monkeypatch):
+    monkeypatch.setattr("cylstm.optim.optimizer._BLOCK", 16)  # several for each module
+    modules = [cylstm.Linear(5, 4, rng=0), cylstm.LSTM(2, 1, rng=1)]
+    modules[1].freeze("bias_hh_l0")
+    optimizer = make(modules)
+    for module in modules:
+        module.flat_grads[...] = np.random.default_rng(2).normal(size=module.flat_grads.shape)
+    optimizer.step()
+
+    def everything():
+        state = optimizer.state_dict()
+        return [m.flat_params.copy() for m in modules], state
+
+    def same(a, b):
+        assert a[1].keys() == b[1].keys()
+        return all(map(np.array_equal, a[0], b[0])) and all(
+            np.array_equal(a[1][name], b[1][name]) for name in a[1]
+        )
+
+    x = np.ones((3, 2), np.float32)
+    modules[1](x)
+    (old, saved), outcomes, opcode = everything(), [], 0
+    while True:
+        interrupted = interrupted_at(opcode, optimizer.step)
+        found, y = everything(), modules[1](x)[0]
+        twin = cylstm.LSTM(2, 1)
+        twin.assign(modules[1].flat_params)
+        assert_same_bits(y, twin(x)[0])  # no packed weights of before the step
+        outcomes.append(found)
+        if not interrupted:
+            break
+        for module, params in zip(modules, old, strict=True):
+            module.assign(params)
+        optimizer.load_state_dict(saved)
+        opcode += 1
+    assert opcode > 500
+    nothing, all_of_it = (old, saved), outcomes[-1]
+    made = [same(found, all_of_it) for found in outcomes]
+    assert all(m or same(f, nothing) for m, f in zip(made, outcomes, strict=True))
+    assert made == sorted(made) and not made[0] and made.count(True) > 100

@@ -135,43 +135,49 @@ class Optimizer:
         """Change the parameters of all modules by their gradients.
 
         Frozen parameters and their state are left alone, weight decay included. What overflows or
-        underflows does so silently, whatever `numpy.seterr` says.
+        underflows does so silently, whatever `numpy.seterr` says. A signal handler that raises, as
+        Ctrl-C does, finds all of a step or nothing: once it has begun it is brought to its end.
         """
-        pieces = [_pieces(*pair) for pair in zip(self._modules, self._counts, strict=True)]
-        with np.errstate(all="ignore"):
-            for i, module in enumerate(self._modules):
-                self._make_new(module, pieces[i], self._state[i], self._new[i], self._scratch[i])
-            for i, module in enumerate(self._modules):
-                if pieces[i]:
-                    module.assign(self._new[i])
-        self._counts = [
+        begun = self._planned()
+        try:
+            self._go_on(begun)
+        except BaseException:
+            if begun.saved is not None:
+                self._go_on(begun)
+            raise
+
+    def _planned(self) -> _Step:
+        """Return what the next step consists of; nothing is changed."""
+        found: list[tuple[int, slice, int]] = []
+        for i, module in enumerate(self._modules):
+            pieces = _pieces(module, self._counts[i])
+            if sum(stop - start for start, stop, _ in pieces) < module.flat_params.size:
+                self._new[i][...] = module.flat_params
+            found += [(i, block, count) for *piece, count in pieces for block in blocks(*piece)]
+        counts = [
             {name: count + (name not in module.frozen) for name, count in counts.items()}
             for module, counts in zip(self._modules, self._counts, strict=True)
         ]
-        self._steps += 1
+        return _Step(found, counts, self._steps + 1)
 
-    def _make_new(
-        self,
-        module: Parameters,
-        pieces: list[tuple[int, int, int]],
-        state: dict[str, Array],
-        new: Array,
-        scratch: Array,
-    ) -> None:
-        """Write one module's new parameters into `new`; update its state in place."""
-        p, g = module.flat_params, module.flat_grads
-        if sum(stop - start for start, stop, _ in pieces) < p.size:
-            new[...] = p
-        for start, stop, count in pieces:
-            for block in blocks(start, stop):
-                self._update(
-                    count + 1,
-                    p[block],
-                    g[block],
-                    {name: vector[block] for name, vector in state.items()},
-                    new[block],
-                    scratch[: block.stop - block.start],
-                )
+    def _go_on(self, step: _Step) -> None:
+        """Make a step, or what an interrupt has left of it: all that is done may be done again."""
+        with np.errstate(all="ignore"):
+            for at in range(step.at, len(step.blocks)):
+                i, block, count = step.blocks[at]
+                state = {name: vector[block] for name, vector in self._state[i].items()}
+                if step.saved is not None and step.saved[0] == at:
+                    for name, vector in state.items():
+                        vector[...] = step.saved[1][name]
+                else:
+                    step.saved = at, {name: vector.copy() for name, vector in state.items()}
+                module, new = self._modules[i], self._new[i][block]
+                p, g = module.flat_params[block], module.flat_grads[block]
+                self._update(count + 1, p, g, state, new, self._scratch[i][: len(new)])
+                step.at = at + 1
+            for i in dict.fromkeys(i for i, _, _ in step.blocks):
+                self._modules[i].assign(self._new[i])
+        self._counts, self._steps = step.counts, step.steps
 
     def _update(
         self, t: int, p: Array, g: Array, state: dict[str, Array], new: Array, scratch: Array
@@ -253,6 +259,22 @@ class Optimizer:
             for i, module in enumerate(self._modules)
             for name, value in module.params.items()
         ]
+
+
+class _Step:
+    """A step that may be interrupted, and then gone on with."""
+
+    def __init__(
+        self, blocks: list[tuple[int, slice, int]], counts: list[dict[str, int]], steps: int
+    ) -> None:
+        #: Module, part of its flat vector, and steps that this part has done.
+        self.blocks = blocks
+        #: What the optimiser counts after it.
+        self.counts, self.steps = counts, steps
+        #: Blocks that are done.
+        self.at = 0
+        #: The one that has been begun, and its state before.
+        self.saved: tuple[int, dict[str, Array]] | None = None
 
 
 def _pieces(module: Parameters, counts: dict[str, int]) -> list[tuple[int, int, int]]:
