@@ -142,7 +142,7 @@ class Optimizer:
         try:
             self._go_on(begun)
         except BaseException:
-            if begun.saved is not None:
+            if begun.kept >= 0:
                 self._go_on(begun)
             raise
 
@@ -166,11 +166,7 @@ class Optimizer:
             for at in range(step.at, len(step.blocks)):
                 i, block, count = step.blocks[at]
                 state = {name: vector[block] for name, vector in self._state[i].items()}
-                if step.saved is not None and step.saved[0] == at:
-                    for name, vector in state.items():
-                        vector[...] = step.saved[1][name]
-                else:
-                    step.saved = at, {name: vector.copy() for name, vector in state.items()}
+                step.keep_or_restore(at, i, state)
                 module, new = self._modules[i], self._new[i][block]
                 p, g = module.flat_params[block], module.flat_grads[block]
                 self._update(count + 1, p, g, state, new, self._scratch[i][: len(new)])
@@ -273,8 +269,19 @@ class _Step:
         self.counts, self.steps = counts, steps
         #: Blocks that are done.
         self.at = 0
-        #: The one that has been begun, and its state before.
-        self.saved: tuple[int, dict[str, Array]] | None = None
+        #: The last one that has been begun, and room for its state before, by module and name.
+        self.kept = -1
+        self._room: dict[tuple[int, str], Array] = {}
+
+    def keep_or_restore(self, at: int, i: int, state: dict[str, Array]) -> None:
+        """Keep a block's state before it is changed; if it has been, undo that."""
+        for name, now in state.items():
+            if (i, name) not in self._room:
+                self._room[i, name] = np.empty(_BLOCK, now.dtype)
+            room = self._room[i, name][: now.size]
+            source, into = (room, now) if self.kept == at else (now, room)
+            into[...] = source
+        self.kept = at
 
 
 def _pieces(module: Parameters, counts: dict[str, int]) -> list[tuple[int, int, int]]:
