@@ -42,7 +42,10 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "RNN independent": ("RNN", {"independent": True}, {}, 1 / 2),
     "bidirectional sum": ("LSTM", {"bidirectional": True, "merge_mode": "sum"}, {}, 2),
     "hidden_size=(128, 64)": ("LSTM", {"hidden_size": (H, H // 2)}, {}, 1 + 3 / 8),
+    "bias=single": ("LSTM", {"bias": "single"}, {}, 1),
+    "learn_initial_state": ("LSTM", {"learn_initial_state": True}, {}, 1),
     "mask": ("LSTM", {}, {"mask": "holes"}, 0.9),
+    "reset": ("LSTM", {}, {"reset": "episodes of 20 steps"}, 1),
     "list": ("LSTM", {}, {"list": True}, 0.8),
     "return last": ("LSTM", {}, {"return_": "last"}, 1),
     "return every 4th": ("LSTM", {}, {"return_": 4}, 1),
@@ -70,6 +73,8 @@ def run_of(name: str, mode: str, threads: int) -> Callable[[], Any]:
         call["mask"] = rng.random((T, B)) < 0.9
     if "attention" in call:
         call["attention"] = rng.random((T, B), np.float32)
+    if "reset" in call:
+        call["reset"] = rng.random((T, B)) < 1 / 20
     if call.pop("list", False):
         x = [x[: T - T * b * 2 // (5 * (B - 1)), b] for b in range(B)]
     backward = {key: call.pop(key) for key in ("clip_step",) if key in call}

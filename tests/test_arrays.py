@@ -384,3 +384,26 @@ def test_a_tape_is_neither_pickled_nor_copied(cell):
     (window,) = cylstm.truncated_bptt(layer, np.ones((2, 3)), 2)
     with pytest.raises(TypeError, match=r"^a tape cannot be pickled or copied: "):
         pickle.dumps(window)
+
+
+OVERLAPPING = [(0, 16, 4), (16, 0, 4), (4, 4, 4), (16, 16, 4), (16, 8, 4), (-16, 16, 4)]
+
+
+@pytest.mark.parametrize("strides", OVERLAPPING)
+def test_out_whose_elements_share_memory_is_refused(strides):
+    layer, x = cylstm.LSTM(3, 4, rng=0), np.ones((6, 2, 3), np.float32)
+    memory = np.zeros(400, np.float32)
+    out = np.lib.stride_tricks.as_strided(memory[200:], (6, 2, 4), strides)
+    for call in (layer, layer.forward):
+        with pytest.raises(ValueError, match=r"^out: expected elements of its own, got strides"):
+            call(x, out=out)
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("strides", [(32, 16, 4), (16, 96, 4), (-32, 16, 4), (64, 20, 4)])
+def test_out_of_any_layout_without_shared_elements(strides):
+    layer, x = cylstm.LSTM(3, 4, rng=0), np.ones((6, 2, 3), np.float32)
+    out = np.lib.stride_tricks.as_strided(np.zeros(400, np.float32)[200:], (6, 2, 4), strides)
+    y, _ = layer(x, out=out)
+    assert y is out
+    assert np.array_equal(out, layer(x)[0])

@@ -237,7 +237,7 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any], name: str =
     if value.dtype != dtype or not value.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {dtype}, got {value.dtype.str}")
     itemsize = dtype.itemsize
-    if any(n > 1 and not stride for n, stride in zip(value.shape, value.strides, strict=True)):
+    if value.size and _overlaps_itself(value):
         raise ValueError(f"{name}: expected elements of its own, got strides {value.strides}")
     if not value.flags.writeable or not value.flags.aligned:
         raise ValueError(f"{name}: expected a writeable, aligned array, got one that is not")
@@ -247,6 +247,16 @@ def out(value: Any, expected: tuple[int, ...], dtype: np.dtype[Any], name: str =
     ):
         raise ValueError(f"{name}: expected a contiguous last axis, got strides {value.strides}")
     return value
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether an axis steps over less than what the elements along the smaller ones take up."""
+    reach = array.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+        if n > 1 and stride < reach:
+            return True
+        reach += (n - 1) * stride
+    return False
 
 
 def lengths(
