@@ -251,7 +251,7 @@ cdef int run_dense(DenseJob *j, Py_ssize_t threads, Snapshot weight, Snapshot bi
     """Make the product, term after term in slices whose units take no long time.
 
     A long one pauses ten times a second for Python's signal handlers. In a pause no thread is in
-    the job and nobody reads the parameters, as a handler may assign them; a snapshot stays as it is.
+    the job and nobody reads the parameters, as a handler may assign them: snapshots stay the same.
     """
     cdef Dense *d = &j.d
     cdef Py_ssize_t most = TERM_BYTES // j.level.itemsize if j.unit == j.level.dense else TERMS
