@@ -23,7 +23,7 @@ LAYERS = {
     "lstm": cylstm.LSTM,
 }
 CELLS = tuple(LAYERS)
-LAYERS |= {"augru": cylstm.AUGRU}
+LAYERS |= {"augru": cylstm.AUGRU, "mingru": cylstm.MinGRU, "minlstm": cylstm.MinLSTM}
 DTYPES = ("float32", "float64")
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 

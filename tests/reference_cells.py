@@ -246,6 +246,55 @@ def d_augru(o, w, step, grads, clip_step, dh):
     return *d_gru_gates(o, w, step, grads, clip_step, du * rest, dn), (dh * rest * z,)
 
 
+def x_sums(o, w, x):
+    """What gates get that see x alone."""
+    return by_name(o.gates, x @ w["weight_ih"].T + w.get("bias_ih", 0))
+
+
+def d_x_sums(o, w, x, grads, ds):
+    d = np.concatenate([ds[name] for name in o.gates], axis=-1)
+    add(grads, "bias_ih", d.sum(0))
+    grads["weight_ih"] += d.T @ x
+    return d @ w["weight_ih"]
+
+
+def mingru(o, w, x, h_in, h):
+    """Feng et al. 2024, section 3.1: h' = (1 - z) h + z g."""
+    step = {f"{name}_preactivation": a for name, a in x_sums(o, w, x).items()}
+    step |= {g: act(o, g, clamp(step[f"{g}_preactivation"], o.clip)) for g in o.gates}
+    z, g = step["update"], step["candidate"]
+    return ((1 - z) * h + z * g,), step | {"_x": x, "_h": h}
+
+
+def d_mingru(o, w, step, grads, clip_step, dh):
+    z, g = step["update"], step["candidate"]
+    ds = {
+        "update": d_gate(o, step, "update", dh * (g - step["_h"]), clip_step),
+        "candidate": d_gate(o, step, "candidate", dh * z, clip_step),
+    }
+    return d_x_sums(o, w, step["_x"], grads, ds), np.zeros_like(dh), (dh * (1 - z),)
+
+
+def minlstm(o, w, x, h_in, h):
+    """Feng et al. 2024, section 3.2: h' = f / (f + i) h + i / (f + i) g."""
+    step = {f"{name}_preactivation": a for name, a in x_sums(o, w, x).items()}
+    step |= {g: act(o, g, clamp(step[f"{g}_preactivation"], o.clip)) for g in o.gates}
+    i, f, g = (step[name] for name in o.gates)
+    return (f / (f + i) * h + i / (f + i) * g,), step | {"_x": x, "_h": h}
+
+
+def d_minlstm(o, w, step, grads, clip_step, dh):
+    i, f, g, h = (step[name] for name in (*o.gates, "_h"))
+    df = dh * (h - g) * i / (f + i) ** 2
+    di = dh * (g - h) * f / (f + i) ** 2
+    ds = {
+        "input": d_gate(o, step, "input", di, clip_step),
+        "forget": d_gate(o, step, "forget", df, clip_step),
+        "candidate": d_gate(o, step, "candidate", dh * i / (f + i), clip_step),
+    }
+    return d_x_sums(o, w, step["_x"], grads, ds), np.zeros_like(dh), (dh * f / (f + i),)
+
+
 def lstm_parts(o, w):
     """Gate names in the weights' order, and by gate name the peepholes and TFLite's layer norm."""
     names = [name for name in o.gates if name != "forget" or not o.coupled]
@@ -339,6 +388,8 @@ CELLS = {
     "rnn": (rnn, d_rnn),
     "gru": (gru, d_gru),
     "augru": (augru, d_augru),
+    "mingru": (mingru, d_mingru),
+    "minlstm": (minlstm, d_minlstm),
     "lstm": (lstm, d_lstm),
 }
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         mse_loss,
         quantile_loss,
     )
+    from cylstm.minimal import MinGRU, MinLSTM
     from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
     from cylstm.truncated import truncated_bptt
 
@@ -37,6 +38,8 @@ __all__ = [
     "AdamW",
     "Embedding",
     "Linear",
+    "MinGRU",
+    "MinLSTM",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
@@ -68,6 +71,7 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "minimal": ["MinGRU", "MinLSTM"],
     "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
     "truncated": ["truncated_bptt"],
 }

@@ -25,12 +25,12 @@ def shapes(layer: Structure, depth: int) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of one direction, without its suffix."""
     hidden, outputs = layer.hidden_sizes[depth], layer.output_sizes[depth]
     rows = len(layer.gates) * hidden
-    found: dict[str, tuple[int, ...]] = {
-        "weight_ih": (rows, layer.input_sizes[depth]),
-        "weight_hh": (hidden,) if layer._cell.independent else (rows, outputs),
-    }
+    found: dict[str, tuple[int, ...]] = {"weight_ih": (rows, layer.input_sizes[depth])}
+    if layer._recurrent:
+        found["weight_hh"] = (hidden,) if layer._cell.independent else (rows, outputs)
     if layer.bias:
-        found |= dict.fromkeys(BIASES[:1] if layer.bias == "single" else BIASES, (rows,))
+        one = layer.bias == "single" or not layer._recurrent
+        found |= dict.fromkeys(BIASES[:1] if one else BIASES, (rows,))
     if outputs != hidden:
         found["weight_hr"] = (outputs, hidden)
     if layer._cell.peepholes:
@@ -61,7 +61,7 @@ def pack(
     """Pack the weights of one direction for the kernels."""
     params = of_direction(layer, layer.params, suffix)
     bias = slot_bias(layer, params)
-    w_hh, single = params["weight_hh"], None
+    w_hh, single = params.get("weight_hh"), None
     if sizes := layer._single_sizes[depth_of(suffix)]:
         values = params | {"bias": bias}
         if layer._cell.norm == "haste":
@@ -71,12 +71,17 @@ def pack(
         dispatch.table(layer.dtype.name),
         layer._cell_of(suffix),
         params["weight_ih"][None],
-        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
+        _product(w_hh, w_hh if dropconnect is None or w_hh is None else w_hh * dropconnect),
         bias[None, None],
         backward,
         params["weight_hr"][None] if "weight_hr" in params else None,
         single,
     )
+
+
+def _product(w_hh: Array | None, used: Array | None) -> Array | None:
+    """Give the kernels `used` for the recurrent weights, if these make a product."""
+    return None if w_hh is None or used is None or w_hh.ndim == 1 else used[None]
 
 
 def of_direction(layer: Structure, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
@@ -145,12 +150,12 @@ def _places(layer: Structure, suffix: str, dropconnect: Array | None) -> Places:
     `_add_rest` takes the others from where they are added here to where they belong.
     """
     into = of_direction(layer, layer._grad_views, suffix)
-    w_hh = into["weight_hh"]
+    w_hh = into.get("weight_hh")
     biases = [None if layer._cell.norm else into.get(name) for name in BIASES]
     ones = sum(layer._single_sizes[depth_of(suffix)].values())
     return (
         into["weight_ih"][None],
-        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
+        _product(w_hh, w_hh if dropconnect is None or w_hh is None else np.zeros_like(w_hh)),
         *(None if b is None else b[None, None] for b in biases),
         into["weight_hr"][None] if "weight_hr" in into else None,
         np.zeros((1, 1, ones), layer.dtype) if ones else None,

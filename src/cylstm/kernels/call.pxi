@@ -539,7 +539,7 @@ cdef class Call:
         if h_apart:
             s.db_hh = self.sums.room(s.w.gates, width)
         s.x_copy = self.room_for_copies(d, s.w.in_blocks)
-        s.h_copy = self.room_for_copies(d, s.w.out_blocks)
+        s.h_copy = self.room_for_copies(d, s.w.out_blocks if s.w.h_products else 0)
         s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
         for k in range(s.w.states):
             s.d_state[k] = arena.room(s.rows, blocks_of(s, k) * vector)

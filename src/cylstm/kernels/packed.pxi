@@ -88,7 +88,7 @@ cdef class Packed:
             kind = ACTIVATIONS[name]
             w.act[slot if slot < w.gates else 4] = Activation(kind, alpha, beta)
             w.plain = w.plain and name == cell.usual[slot]
-            w.kinks = w.kinks or (slot < w.gates and kind not in (SIGMOID, TANH, RELU))
+            w.kinks = w.kinks or (slot < w.gates and kind not in (SIGMOID, TANH, RELU, AFFINE))
         self.place_singles(cell)
         w.plain = w.plain and w.singles == 0
         return 0

@@ -95,7 +95,7 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
     """Add U h to the slots and apply the cell, up to the second product if there is one."""
     cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
-    cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
+    cdef Py_ssize_t at_once = max(1, p.block1 - p.block0)
     cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, 0, 0)
     for i in range(n):
         p.a[i] = state(s, step, p.row0 + i, 0)
@@ -107,11 +107,13 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
     if not plain and s.w.norm != NONE:
         norm_step(s, p, step, n)
         return
+    if s.w.h_products:
+        at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
     while n > 0 and done < p.block1 - p.block0:
         count = min(at_once, p.block1 - p.block0 - done)
         # Every other step goes backwards, to find in cache the weights the last one ended with.
         block = p.block1 - done - count if step & 1 else p.block0 + done
-        for k in range(1 if plain else s.w.h_products):
+        for k in range(s.w.h_products):
             product(<const real **>p.a, 1, <real **>p.out,
                     (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n,
                     s.w.outputs, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
@@ -269,7 +271,7 @@ cdef void copy_rows(const Sequence *s, const Part *p) noexcept nogil:
             for j in range(s.w.in_blocks):
                 vstore(copied(s, s.x_copy, entry, j),
                        vload_part(x + j * LANES, s.w.inputs - j * LANES))
-            for j in range(s.w.out_blocks):
+            for j in range(s.w.out_blocks if s.w.h_products else 0):
                 vstore(copied(s, s.h_copy, entry, j), fed(s, step, row, j))
 
 
