@@ -15,17 +15,18 @@ GATES = {
     "gru": ("reset", "update", "candidate"),
     "augru": ("reset", "update", "candidate"),
     "mingru": ("update", "candidate"),
+    "slstm": ("input", "forget", "candidate", "output"),
     "minlstm": ("input", "forget", "candidate"),
     "lstm": ("input", "forget", "candidate", "output"),
 }
 # Cells whose state is more than h.
-STATES = {"lstm": "hc"}
+STATES = {"lstm": "hc", "slstm": "hcnm"}
 # Cells to which each step comes with a number.
 ATTENDING = ("augru",)
 # Cells whose gates do not see h, and whose candidate is linear.
 MINIMAL = ("mingru", "minlstm")
 # By state, as `trace` calls it.
-TRACED = {"h": "hidden", "c": "cell"}
+TRACED = {"h": "hidden", "c": "cell", "n": "normaliser", "m": "stabiliser"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Network:
     zoneout_cell: float = 0.0
     reset_after: bool = True
     learn_initial_state: bool = False
+    num_heads: int = 1
+    forget_gate: str = "sigmoid"
 
     @property
     def hidden(self):
@@ -96,6 +99,8 @@ class Network:
             found["cell"] = "tanh"
         if self.cell in MINIMAL:
             found["candidate"] = "affine"
+        if self.cell == "slstm":
+            found |= {"input": "affine", "forget": "affine"}
         given = self.activations or {}
         if not isinstance(given, dict):  # as ONNX lists them
             f, g, *h = given
@@ -111,7 +116,8 @@ class Network:
             rows = (len(self.gates) - self.coupled) * hidden
             own = {"weight_ih": (rows, width)}
             if self.cell not in MINIMAL:
-                own |= {"weight_hh": (hidden,) if self.independent else (rows, out)}
+                seen = out // self.num_heads
+                own |= {"weight_hh": (hidden,) if self.independent else (rows, seen)}
             if self.bias:
                 own |= {"bias_ih": (rows,)}
             if self.bias is True and self.cell not in MINIMAL:

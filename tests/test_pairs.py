@@ -64,6 +64,7 @@ OWN = {
                         {"reset": ("Affine", 0.3, 0.4)}],
     },
     "augru": {"reset_after": [True, False], "layer_norm": [None, "haste"]},
+    "slstm": {"forget_gate": ["sigmoid", "exp"], "forget_bias": [None, 1.0]},
     # Options of all that these have not: one value, that of a layer without.
     "mingru": {"bias": [True, False], "recurrent_dropout": [None], "dropconnect": [None]},
     "minlstm": {"bias": [True, False], "recurrent_dropout": [None], "dropconnect": [None],

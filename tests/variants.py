@@ -86,6 +86,11 @@ CELL_VARIANTS = [
     ("minlstm", "minlstm", {}),
     ("minlstm-nobias", "minlstm", {"bias": False}),
     ("minlstm-clip", "minlstm", {"clip": 0.4}),
+    ("slstm", "slstm", {}),
+    ("slstm-exp", "slstm", {"forget_gate": "exp"}),
+    ("slstm-nobias", "slstm", {"bias": False}),
+    ("slstm-single", "slstm", {"bias": "single"}),
+    ("slstm-clip", "slstm", {"clip": 0.4}),
     ("rnn", "rnn_tanh", {}),
     ("rnn-single", "rnn_tanh", {"bias": "single"}),
     ("rnn-clip", "rnn_tanh", {"clip": 0.5}),
@@ -111,7 +116,7 @@ REGULARISED = {
 }
 REGULARISED_VARIANTS = [
     (f"{cell}-{name}", cell, options)
-    for cell in ("lstm", "gru", "rnn_tanh") for name, options in REGULARISED.items()
+    for cell in ("lstm", "gru", "rnn_tanh", "slstm") for name, options in REGULARISED.items()
 ] + [
     (f"{cell}-{name}", cell, REGULARISED[name])
     for cell in ("mingru", "minlstm") for name in ("dropout", "variational", "zoneout")

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from cylstm.minimal import MinGRU, MinLSTM
     from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
+    from cylstm.slstm import SLSTM
     from cylstm.truncated import truncated_bptt
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SGD",
+    "SLSTM",
     "Adam",
     "AdamW",
     "Embedding",
@@ -73,6 +75,7 @@ _LATER = {
     ],
     "minimal": ["MinGRU", "MinLSTM"],
     "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "slstm": ["SLSTM"],
     "truncated": ["truncated_bptt"],
 }
 

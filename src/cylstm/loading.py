@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 L = TypeVar("L", bound="Structure")
 _NAME = re.compile(
-    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])"
+    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hcnm])"
     r"_l(\d+)(_reverse)?"
 )
 
@@ -138,6 +138,8 @@ def _inferred(
         "learn_initial_state": there("initial_h"),
     }
     known = cls._signature
+    if "num_heads" in known:
+        inferred["num_heads"] = max(1, sizes[0] // max(1, shapes["weight_hh_l0"][-1]))
     foreign = [name for name, value in inferred.items() if value and name not in known]
     if foreign:
         raise KeyError(
@@ -177,7 +179,7 @@ def _hidden_sizes(
     for k in range(depth):
         rows = shapes[f"weight_ih_l{k}"][0]
         size = rows // gates
-        if cls._recurrent:
+        if cls._recurrent and "num_heads" not in cls._signature:
             size = shapes.get(f"weight_hr_l{k}", shapes[f"weight_hh_l{k}"])[-1]
         if rows != gates * size:
             raise ValueError(

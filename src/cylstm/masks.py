@@ -37,7 +37,7 @@ def of_layer(layer: Recurrent, depth: int, batch: Batch, rng: np.random.Generato
     directions, hidden = layer.num_directions, layer.hidden_sizes[depth]
     outputs = layer.output_sizes[depth]
     if getattr(layer, "dropconnect", 0):
-        shape = (len(layer.gates) * hidden, outputs)
+        shape = (len(layer.gates) * hidden, outputs // layer._heads)
         found["dropconnect"] = [
             inverted(rng, layer.dropconnect, shape, dtype) for _ in range(directions)
         ]

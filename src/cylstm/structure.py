@@ -45,6 +45,10 @@ def _level_outside() -> int:
     return level + 1
 
 
+#: Units in the longest vector of any instruction set.
+VECTOR = 16
+
+
 class Structure(Parameters):
     """What recurrent layers are made of, before any of them runs."""
 
@@ -80,6 +84,8 @@ class Structure(Parameters):
     _kind = ""
     #: Whether gates see h, by weights.
     _recurrent = True
+    #: Diagonal blocks of weight_hh, of which only these are stored.
+    _heads = 1
     #: Activations of the textbook cell, by gate.
     _usual: Mapping[str, Activation] = {}
     _fixed = Parameters._fixed | {
@@ -168,6 +174,7 @@ class Structure(Parameters):
     def _described(self) -> Cell:
         """Describe the cell to the kernels: each gate in the slot of its place, both products."""
         slots = tuple(range(len(self.gates)))
+        sizes = {hidden // self._heads for hidden in self.hidden_sizes}
         return Cell(
             kind=self._kind,
             states=len(self.states),
@@ -179,6 +186,8 @@ class Structure(Parameters):
             clip=self.clip or 0.0,
             zone=self.zoneout,
             norm=getattr(self, "layer_norm", None),
+            # Blocks that are no whole vectors are products with the zeros beside them.
+            heads=1 if any(size % VECTOR for size in sizes) else self._heads,
         )
 
     def _initialise(self, params: Mapping[str, Array]) -> None:

@@ -1,24 +1,5 @@
 # Minimal cells (Feng et al. 2024), whose gates see x alone. What is written, g, is linear in x.
 
-cdef inline vec linear(const Sequence *s, real *z, Py_ssize_t slot, vec a,
-                       bint plain) noexcept nogil:
-    """A gate without activation."""
-    if plain:
-        return a
-    if s.w.kept:
-        vstore(z + (s.w.kept + slot) * LANES, a)
-    return vclamp(a, vset(-s.w.clip), vset(s.w.clip)) if s.w.clip > 0 else a
-
-
-cdef inline vec d_linear(const Sequence *s, const real *z, Py_ssize_t slot, vec d,
-                         bint plain) noexcept nogil:
-    if plain:
-        return d
-    if s.w.clip > 0:
-        d = vwithin(vload(z + (s.w.kept + slot) * LANES), s.w.clip, d)
-    return vclamp(d, vset(-s.clip_step), vset(s.clip_step)) if s.clip_step > 0 else d
-
-
 cdef inline void carry_on(const Sequence *s, Py_ssize_t row, Py_ssize_t block, vec d,
                           bint plain) noexcept nogil:
     """The gradient of h_{t-1}, in addition to what zoneout has let pass."""
