@@ -37,6 +37,11 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "GRU layer_norm": ("GRU", {"layer_norm": "haste"}, {}, 1),
     "GRU clip": ("GRU", {"clip": 3.0}, {}, 1),
     "AUGRU": ("AUGRU", {}, {"attention": True}, 1),
+    "MinGRU": ("MinGRU", {}, {}, 1),
+    "MinLSTM": ("MinLSTM", {}, {}, 3 / 8),
+    "SLSTM": ("SLSTM", {}, {}, 1),
+    "SLSTM num_heads=4": ("SLSTM", {"num_heads": 4}, {}, 5 / 8),
+    "SLSTM forget_gate=exp": ("SLSTM", {"forget_gate": "exp"}, {}, 1),
     "RNN relu": ("RNN", {"nonlinearity": "relu"}, {}, 1),
     "RNN elu": ("RNN", {"nonlinearity": "Elu"}, {}, 1),
     "RNN independent": ("RNN", {"independent": True}, {}, 1 / 2),
@@ -55,7 +60,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any], float]] = {
     "clip_step": ("LSTM", {}, {"clip_step": 1.0}, 1),
 }
 # What a class is compared with, if not with itself without options.
-PLAIN = {"LSTM": "", "AUGRU": "GRU"}
+PLAIN = {"LSTM": "", "AUGRU": "GRU", "MinGRU": "RNN", "MinLSTM": "", "SLSTM": ""}
 TRAINING_ONLY = ("checkpoint", "clip_step")
 
 

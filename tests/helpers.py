@@ -23,7 +23,8 @@ LAYERS = {
     "lstm": cylstm.LSTM,
 }
 CELLS = tuple(LAYERS)
-LAYERS |= {"augru": cylstm.AUGRU}
+LAYERS |= {"augru": cylstm.AUGRU, "mingru": cylstm.MinGRU, "minlstm": cylstm.MinLSTM}
+LAYERS |= {"slstm": cylstm.SLSTM}
 DTYPES = ("float32", "float64")
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13}
 
@@ -147,16 +148,23 @@ def problem(
     if isinstance(reset, float):
         reset = rng.random((steps, rows)) < reset
     state, dstate = (network.state_of(normal, rows) for _ in range(2))
+    if cell == "slstm":  # whose normaliser is a sum of positive numbers
+        state = (*state[:2], positive(state[2]), state[3])
     normed = {n: v + 0.3 * normal(*v.shape) for n, v in layer.params.items() if "_ln" in n}
     if normed:
         layer.assign(normed)
     if network.learn_initial_state:
         drawn = {n: 0.5 * normal(*v.shape) for n, v in layer.params.items() if "initial" in n}
+        drawn |= {n: positive(v) for n, v in drawn.items() if "initial_n" in n}
         layer.assign(drawn)
     attention = rng.random((steps, rows)).astype(layer.dtype) if network.attends else None
     return Problem(
         cell, layer, x, state, lengths, dy, dstate, network, mask, return_, reset, attention
     )
+
+
+def positive(a):
+    return tuple(map(positive, a)) if isinstance(a, tuple) else np.abs(a) + a.dtype.type(0.5)
 
 
 NETWORK_OPTIONS = {field.name for field in dataclasses.fields(reference.Network)}

@@ -14,14 +14,19 @@ GATES = {
     "rnn": ("hidden",),
     "gru": ("reset", "update", "candidate"),
     "augru": ("reset", "update", "candidate"),
+    "mingru": ("update", "candidate"),
+    "slstm": ("input", "forget", "candidate", "output"),
+    "minlstm": ("input", "forget", "candidate"),
     "lstm": ("input", "forget", "candidate", "output"),
 }
 # Cells whose state is more than h.
-STATES = {"lstm": "hc"}
+STATES = {"lstm": "hc", "slstm": "hcnm"}
 # Cells to which each step comes with a number.
 ATTENDING = ("augru",)
+# Cells whose gates do not see h, and whose candidate is linear.
+MINIMAL = ("mingru", "minlstm")
 # By state, as `trace` calls it.
-TRACED = {"h": "hidden", "c": "cell"}
+TRACED = {"h": "hidden", "c": "cell", "n": "normaliser", "m": "stabiliser"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Network:
     zoneout_cell: float = 0.0
     reset_after: bool = True
     learn_initial_state: bool = False
+    num_heads: int = 1
+    forget_gate: str = "sigmoid"
 
     @property
     def hidden(self):
@@ -90,6 +97,10 @@ class Network:
         found = dict.fromkeys(self.gates, "sigmoid") | {"candidate": "tanh"}
         if self.cell == "lstm":
             found["cell"] = "tanh"
+        if self.cell in MINIMAL:
+            found["candidate"] = "affine"
+        if self.cell == "slstm":
+            found |= {"input": "affine", "forget": "affine"}
         given = self.activations or {}
         if not isinstance(given, dict):  # as ONNX lists them
             f, g, *h = given
@@ -103,13 +114,13 @@ class Network:
         width = self.input_size
         for k, (hidden, out) in enumerate(zip(self.hidden, self.widths, strict=True)):
             rows = (len(self.gates) - self.coupled) * hidden
-            own = {
-                "weight_ih": (rows, width),
-                "weight_hh": (hidden,) if self.independent else (rows, out),
-            }
+            own = {"weight_ih": (rows, width)}
+            if self.cell not in MINIMAL:
+                seen = out // self.num_heads
+                own |= {"weight_hh": (hidden,) if self.independent else (rows, seen)}
             if self.bias:
                 own |= {"bias_ih": (rows,)}
-            if self.bias is True:
+            if self.bias is True and self.cell not in MINIMAL:
                 own |= {"bias_hh": (rows,)}
             if self.proj_size:
                 own |= {"weight_hr": (out, hidden)}
@@ -331,7 +342,8 @@ def forward(
             suffix, backwards = f"_l{k}{way}", bool(way) or net.go_backwards
             w = {n.removesuffix(suffix): v for n, v in params.items() if n.endswith(suffix)}
             own = masks_of(net, k, d, drawn, attention, d_attention)
-            w["weight_hh"] = w["weight_hh"] * own["dropconnect"]
+            if "weight_hh" in w:
+                w["weight_hh"] = w["weight_hh"] * own["dropconnect"]
             start = tuple(
                 np.broadcast_to(i if g is None else g, (rows, len(i)))
                 for g, i in zip(given[suffix], learned[suffix], strict=True)
@@ -400,7 +412,8 @@ def backward(cache, dy, dstate, clip_step=None):
                 d if g is None or len(g) == len(d) else d.sum(0, keepdims=True)
                 for g, d in zip(given[suffix], dstart, strict=True)
             )
-            own["weight_hh"] *= run[4]["dropconnect"]
+            if "weight_hh" in own:
+                own["weight_hh"] *= run[4]["dropconnect"]
             dx = dx + d
         dy = dx
     if net.attends:

@@ -246,6 +246,116 @@ def d_augru(o, w, step, grads, clip_step, dh):
     return *d_gru_gates(o, w, step, grads, clip_step, du * rest, dn), (dh * rest * z,)
 
 
+def x_sums(o, w, x):
+    """What gates get that see x alone."""
+    return by_name(o.gates, x @ w["weight_ih"].T + w.get("bias_ih", 0))
+
+
+def d_x_sums(o, w, x, grads, ds):
+    d = np.concatenate([ds[name] for name in o.gates], axis=-1)
+    add(grads, "bias_ih", d.sum(0))
+    grads["weight_ih"] += d.T @ x
+    return d @ w["weight_ih"]
+
+
+def mingru(o, w, x, h_in, h):
+    """Feng et al. 2024, section 3.1: h' = (1 - z) h + z g."""
+    step = {f"{name}_preactivation": a for name, a in x_sums(o, w, x).items()}
+    step |= {g: act(o, g, clamp(step[f"{g}_preactivation"], o.clip)) for g in o.gates}
+    z, g = step["update"], step["candidate"]
+    return ((1 - z) * h + z * g,), step | {"_x": x, "_h": h}
+
+
+def d_mingru(o, w, step, grads, clip_step, dh):
+    z, g = step["update"], step["candidate"]
+    ds = {
+        "update": d_gate(o, step, "update", dh * (g - step["_h"]), clip_step),
+        "candidate": d_gate(o, step, "candidate", dh * z, clip_step),
+    }
+    return d_x_sums(o, w, step["_x"], grads, ds), np.zeros_like(dh), (dh * (1 - z),)
+
+
+def minlstm(o, w, x, h_in, h):
+    """Feng et al. 2024, section 3.2: h' = f / (f + i) h + i / (f + i) g."""
+    step = {f"{name}_preactivation": a for name, a in x_sums(o, w, x).items()}
+    step |= {g: act(o, g, clamp(step[f"{g}_preactivation"], o.clip)) for g in o.gates}
+    i, f, g = (step[name] for name in o.gates)
+    return (f / (f + i) * h + i / (f + i) * g,), step | {"_x": x, "_h": h}
+
+
+def d_minlstm(o, w, step, grads, clip_step, dh):
+    i, f, g, h = (step[name] for name in (*o.gates, "_h"))
+    df = dh * (h - g) * i / (f + i) ** 2
+    di = dh * (g - h) * f / (f + i) ** 2
+    ds = {
+        "input": d_gate(o, step, "input", di, clip_step),
+        "forget": d_gate(o, step, "forget", df, clip_step),
+        "candidate": d_gate(o, step, "candidate", dh * i / (f + i), clip_step),
+    }
+    return d_x_sums(o, w, step["_x"], grads, ds), np.zeros_like(dh), (dh * f / (f + i),)
+
+
+def slstm(o, w, x, h_in, h, c, n, m):
+    """Beck et al. 2024, equations 8 to 17: exponential gates, normaliser n, stabiliser m."""
+    w = whole(o, w)
+    ax, ah, cache = sums(o, w, x, h_in)
+    a = by_name(o.gates, ax + ah)
+    step = {f"{name}_preactivation": v for name, v in a.items()}
+    a = {name: clamp(v, o.clip) for name, v in a.items()}
+    log_f = a["forget"] if o.forget_gate == "exp" else -np.logaddexp(0, -a["forget"])
+    m_new = np.where(n == 0, a["input"], np.maximum(a["input"], log_f + m))
+    i, f = np.exp(a["input"] - m_new), np.exp(np.minimum(log_f + m - m_new, 80))
+    z, out = np.tanh(a["candidate"]), np.exp(-np.logaddexp(0, -a["output"]))
+    c_new, n_new = f * c + i * z, f * n + i
+    step |= {"input": i, "forget": f, "candidate": z, "output": out}
+    step |= {"_sums": cache, "_a": a, "_old": (c, n), "_new": (c_new, n_new)}
+    step["_kink"] = np.where(n == 0, 1e9, np.abs(a["input"] - log_f - m))
+    step["_i_larger"] = (n == 0) | (a["input"] > log_f + m)
+    return (out * c_new / n_new, c_new, n_new, m_new), step
+
+
+def d_slstm(o, w, step, grads, clip_step, dh, dc, dn, dm):
+    i, f, z, out = (step[name] for name in o.gates)
+    (c, n), (c_new, n_new) = step["_old"], step["_new"]
+    dc = dc + dh * out / n_new
+    dn = dn - dh * out * c_new / n_new**2
+    dlog_i, dlog_f = (dc * z + dn) * i, (dc * c + dn * n) * f  # through i and f, m_new held
+    dm = dm - dlog_i - dlog_f
+    dlog_i, dlog_f = dlog_i + dm * step["_i_larger"], dlog_f + dm * ~step["_i_larger"]
+    a = step["_a"]
+    slope = 1.0 if o.forget_gate == "exp" else np.exp(-np.logaddexp(0, a["forget"]))
+    ds = {
+        "input": dlog_i, "forget": dlog_f * slope, "candidate": dc * i * (1 - z**2),
+        "output": dh * c_new / n_new * out * (1 - out),
+    }  # fmt: skip
+    ds = {
+        name: clamp(d * inside(step[name + "_preactivation"], o.clip), clip_step)
+        for name, d in ds.items()
+    }
+    stacked = np.concatenate([ds[name] for name in o.gates], axis=-1)
+    own = grads | {"weight_hh": np.zeros_like(whole(o, w)["weight_hh"])}
+    dx, dh_in = d_sums(o, whole(o, w), step["_sums"], own, stacked, stacked)
+    grads["weight_hh"] += blocks(o, own["weight_hh"])
+    return dx, dh_in, (np.zeros_like(dh), dc * f, dn * f, dlog_f)
+
+
+def whole(o, w):
+    """The weights with all of the recurrent matrix, zeros outside of its diagonal blocks."""
+    u = w["weight_hh"]
+    full = np.zeros((len(u), u.shape[1] * o.num_heads))
+    for row, values in enumerate(u):
+        head = row % full.shape[1] // u.shape[1]
+        full[row, head * u.shape[1] : (head + 1) * u.shape[1]] = values
+    return w | {"weight_hh": full}
+
+
+def blocks(o, full):
+    """The diagonal blocks of a matrix, one below the other for each gate."""
+    size = full.shape[1] // o.num_heads
+    heads = np.arange(len(full)) % full.shape[1] // size
+    return np.stack([row[h * size : (h + 1) * size] for row, h in zip(full, heads, strict=True)])
+
+
 def lstm_parts(o, w):
     """Gate names in the weights' order, and by gate name the peepholes and TFLite's layer norm."""
     names = [name for name in o.gates if name != "forget" or not o.coupled]
@@ -339,6 +449,9 @@ CELLS = {
     "rnn": (rnn, d_rnn),
     "gru": (gru, d_gru),
     "augru": (augru, d_augru),
+    "mingru": (mingru, d_mingru),
+    "minlstm": (minlstm, d_minlstm),
+    "slstm": (slstm, d_slstm),
     "lstm": (lstm, d_lstm),
 }
 
@@ -355,5 +468,7 @@ def margins(o, step):
             a = clamp(a, o.clip)
         for kink in ACTIVATIONS[name][4](alpha, beta):
             yield np.abs(a - kink)
+    if "_kink" in step:
+        yield step["_kink"]
     if o.cell_clip is not None:
         yield np.abs(np.abs(step["_raw"]) - o.cell_clip)

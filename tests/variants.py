@@ -80,6 +80,17 @@ CELL_VARIANTS = [
     ("augru-haste", "augru", {"layer_norm": "haste"}),
     ("augru-clip", "augru", {"clip": 0.4}),
     ("augru-single", "augru", {"bias": "single"}),
+    ("mingru", "mingru", {}),
+    ("mingru-nobias", "mingru", {"bias": False}),
+    ("mingru-clip", "mingru", {"clip": 0.4}),
+    ("minlstm", "minlstm", {}),
+    ("minlstm-nobias", "minlstm", {"bias": False}),
+    ("minlstm-clip", "minlstm", {"clip": 0.4}),
+    ("slstm", "slstm", {}),
+    ("slstm-exp", "slstm", {"forget_gate": "exp"}),
+    ("slstm-nobias", "slstm", {"bias": False}),
+    ("slstm-single", "slstm", {"bias": "single"}),
+    ("slstm-clip", "slstm", {"clip": 0.4}),
     ("rnn", "rnn_tanh", {}),
     ("rnn-single", "rnn_tanh", {"bias": "single"}),
     ("rnn-clip", "rnn_tanh", {"clip": 0.5}),
@@ -105,7 +116,10 @@ REGULARISED = {
 }
 REGULARISED_VARIANTS = [
     (f"{cell}-{name}", cell, options)
-    for cell in ("lstm", "gru", "rnn_tanh") for name, options in REGULARISED.items()
+    for cell in ("lstm", "gru", "rnn_tanh", "slstm") for name, options in REGULARISED.items()
+] + [
+    (f"{cell}-{name}", cell, REGULARISED[name])
+    for cell in ("mingru", "minlstm") for name in ("dropout", "variational", "zoneout")
 ] + [
     ("lstm-zoneout_cell", "lstm", {"zoneout_cell": 0.4}),
     ("lstm-zoneout-both-proj", "lstm", {"zoneout": 0.2, "zoneout_cell": 0.4, "proj_size": 3}),

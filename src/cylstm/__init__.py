@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         mse_loss,
         quantile_loss,
     )
+    from cylstm.minimal import MinGRU, MinLSTM
     from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
+    from cylstm.slstm import SLSTM
     from cylstm.truncated import truncated_bptt
 
 __version__ = "0.1.0"
@@ -33,10 +35,13 @@ __all__ = [
     "LSTM",
     "RNN",
     "SGD",
+    "SLSTM",
     "Adam",
     "AdamW",
     "Embedding",
     "Linear",
+    "MinGRU",
+    "MinLSTM",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
@@ -68,7 +73,9 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "minimal": ["MinGRU", "MinLSTM"],
     "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "slstm": ["SLSTM"],
     "truncated": ["truncated_bptt"],
 }
 

@@ -38,6 +38,7 @@ class Cell(NamedTuple):
     peepholes: bool = False
     norm: str | None = None  # "haste" or "tflite"
     independent: bool = False
+    heads: int = 1  # diagonal blocks of weight_hh, of a multiple of the vector's size each
 
     @property
     def slots(self) -> int:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 L = TypeVar("L", bound="Structure")
 _NAME = re.compile(
-    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hc])"
+    r"(?:weight_(?:ih|hh|hr|peephole|ln|ln_ih|ln_hh|ln_c)|bias_(?:ih|hh|ln_c)|initial_[hcnm])"
     r"_l(\d+)(_reverse)?"
 )
 
@@ -124,19 +124,22 @@ def _inferred(
     def there(kind: str) -> bool:
         return f"{kind}_l0" in shapes
 
+    one = "single" if cls._recurrent else True
     inferred: dict[str, Any] = {
         "input_size": shapes["weight_ih_l0"][1],
         "hidden_size": _plain(sizes, len(sizes)),
         "num_layers": len(sizes),
-        "bias": there("bias_hh") or ("single" if there("bias_ih") else False),
+        "bias": there("bias_hh") or (one if there("bias_ih") else False),
         "bidirectional": any(name.endswith("_reverse") for name in shapes),
         "proj_size": shapes["weight_hr_l0"][0] if there("weight_hr") else 0,
         "peepholes": there("weight_peephole"),
         "layer_norm": norm if any(n.startswith("weight_ln") for n in shapes) else None,
-        "independent": len(shapes["weight_hh_l0"]) == 1,
+        "independent": len(shapes.get("weight_hh_l0", ())) == 1,
         "learn_initial_state": there("initial_h"),
     }
     known = cls._signature
+    if "num_heads" in known:
+        inferred["num_heads"] = max(1, sizes[0] // max(1, shapes["weight_hh_l0"][-1]))
     foreign = [name for name, value in inferred.items() if value and name not in known]
     if foreign:
         raise KeyError(
@@ -162,7 +165,8 @@ def _hidden_sizes(
 ) -> tuple[int, ...]:
     """Hidden size of each layer."""
     depth = 1 + max(int(m[1]) for m in map(_NAME.fullmatch, shapes) if m)
-    needed = [f"weight_{w}_l{k}" for k in range(depth) for w in ("ih", "hh")]
+    matrices = ("ih", "hh") if cls._recurrent else ("ih",)
+    needed = [f"weight_{w}_l{k}" for k in range(depth) for w in matrices]
     if missing := [name for name in needed if name not in shapes]:
         raise KeyError(f"state: missing {missing}")
     for name, shape in shapes.items():
@@ -173,8 +177,10 @@ def _hidden_sizes(
     gates = len(cls.gates) - (options.get("coupled") is True)
     sizes = []
     for k in range(depth):
-        size = shapes.get(f"weight_hr_l{k}", shapes[f"weight_hh_l{k}"])[-1]
         rows = shapes[f"weight_ih_l{k}"][0]
+        size = rows // gates
+        if cls._recurrent and "num_heads" not in cls._signature:
+            size = shapes.get(f"weight_hr_l{k}", shapes[f"weight_hh_l{k}"])[-1]
         if rows != gates * size:
             raise ValueError(
                 f"weight_ih_l{k}: expected {gates} rows for each of the {size} units of a "

@@ -36,12 +36,12 @@ def of_layer(layer: Recurrent, depth: int, batch: Batch, rng: np.random.Generato
     steps, width, dtype = batch.x.shape[0], batch.x.shape[1], layer.dtype
     directions, hidden = layer.num_directions, layer.hidden_sizes[depth]
     outputs = layer.output_sizes[depth]
-    if layer.dropconnect:
-        shape = (len(layer.gates) * hidden, outputs)
+    if getattr(layer, "dropconnect", 0):
+        shape = (len(layer.gates) * hidden, outputs // layer._heads)
         found["dropconnect"] = [
             inverted(rng, layer.dropconnect, shape, dtype) for _ in range(directions)
         ]
-    if layer.recurrent_dropout:
+    if getattr(layer, "recurrent_dropout", 0):
         shape3 = (directions, batch.rows, outputs)
         found["recurrent"] = inverted(rng, layer.recurrent_dropout, shape3, dtype)
     if layer.zoneout:

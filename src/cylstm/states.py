@@ -29,11 +29,16 @@ def inward(layer: Recurrent, name: str, state: State, batch: Batch) -> list[Part
     if state is None:
         return layer._no_state
     parts = checks.parts(name, state, layer.states)
-    h = _by_layer(layer, name, " h", parts[0], layer.output_sizes, batch)
-    if len(parts) == 1:
-        return [(part,) for part in h]
-    c = _by_layer(layer, name, " c", parts[1], layer.hidden_sizes, batch)
-    return [(h[0], c[0])] if len(h) == 1 else list(zip(h, c, strict=True))
+    found = [
+        _by_layer(layer, name, f" {state}", part, widths, batch)
+        for state, part, widths in zip(layer.states, parts, _widths(layer), strict=True)
+    ]
+    return list(zip(*found, strict=True))
+
+
+def _widths(layer: Recurrent) -> list[tuple[int, ...]]:
+    """Of each state its size in each layer."""
+    return [layer.output_sizes, *[layer.hidden_sizes] * (len(layer.states) - 1)]
 
 
 def _by_layer(
@@ -125,7 +130,7 @@ def _start(layer: Recurrent, depth: int, k: int, given: Any, batch: Batch) -> Ar
         whole: Array = given
         return whole
     rows = batch.rows if cut is None else len(cut.row)
-    size = (layer.output_sizes, layer.hidden_sizes)[k][depth]
+    size = (layer.hidden_sizes if k else layer.output_sizes)[depth]
     shape, learned = (layer.num_directions, rows, size), None
     if layer.learn_initial_state:
         names = _names(layer, depth, k)
@@ -224,8 +229,8 @@ def look_out(layer: Recurrent, state_out: State, batch: Batch, out: Array | None
     d = layer.num_directions
     found: list[tuple[str, Array]] = []
     for part, what, widths in zip(
-        checks.parts("state_out", state_out, layer.states), layer.states,
-        (layer.output_sizes, layer.hidden_sizes), strict=False,
+        checks.parts("state_out", state_out, layer.states), layer.states, _widths(layer),
+        strict=True,
     ):  # fmt: skip
         name, of_all = f"state_out {what}", uniform(layer)
         names = [name if of_all else f"{name}[{i}]" for i in range(1 if of_all else len(widths))]

@@ -45,6 +45,10 @@ def _level_outside() -> int:
     return level + 1
 
 
+#: Units in the longest vector of any instruction set.
+VECTOR = 16
+
+
 class Structure(Parameters):
     """What recurrent layers are made of, before any of them runs."""
 
@@ -78,6 +82,10 @@ class Structure(Parameters):
     _reads_x_only = True
     #: The kernels' name of the cell.
     _kind = ""
+    #: Whether gates see h, by weights.
+    _recurrent = True
+    #: Diagonal blocks of weight_hh, of which only these are stored.
+    _heads = 1
     #: Activations of the textbook cell, by gate.
     _usual: Mapping[str, Activation] = {}
     _fixed = Parameters._fixed | {
@@ -87,7 +95,8 @@ class Structure(Parameters):
     def _build(self, given: Mapping[str, Any], own: Checks) -> None:
         """Make the layer of its constructor's arguments; `own` checks the options of its class."""
         for name, check in (_CHECKS | own).items():
-            setattr(self, name, check(name, given[name]))
+            if name in given:
+                setattr(self, name, check(name, given[name]))
         self._read_sizes(given["hidden_size"], given["num_layers"])
         self.num_directions = 2 if self.bidirectional else 1
         #: Of each direction, whether it reads from the last step to the first.
@@ -101,9 +110,8 @@ class Structure(Parameters):
         self.input_sizes = (self.input_size, *map(self._merged, range(self.num_layers - 1)))
         self._cell = self._described()
         #: Whether `forward` draws masks of the recurrence.
-        self._draws = bool(
-            self.dropconnect or self.recurrent_dropout or self.zoneout or self._cell.zone_c
-        )
+        drawing = ("dropconnect", "recurrent_dropout", "zoneout", "zoneout_cell")
+        self._draws = any(getattr(self, name, 0) for name in drawing)
         #: Whether the kernels' outputs and zero states are the layer's.
         self._plain = self.merge_mode == "concat" and not self.learn_initial_state
         shapes = [weights.shapes(self, depth) for depth in range(self.num_layers)]
@@ -166,17 +174,20 @@ class Structure(Parameters):
     def _described(self) -> Cell:
         """Describe the cell to the kernels: each gate in the slot of its place, both products."""
         slots = tuple(range(len(self.gates)))
+        sizes = {hidden // self._heads for hidden in self.hidden_sizes}
         return Cell(
             kind=self._kind,
             states=len(self.states),
             x_slots=slots,
             h_slots=slots,
-            products=1,
+            products=int(self._recurrent),
             usual=tuple(self._usual[name].name for name in self._slots()),
             activations=tuple(activation for _, activation in self._slots().values()),
             clip=self.clip or 0.0,
             zone=self.zoneout,
             norm=getattr(self, "layer_norm", None),
+            # Blocks that are no whole vectors are products with the zeros beside them.
+            heads=1 if any(size % VECTOR for size in sizes) else self._heads,
         )
 
     def _initialise(self, params: Mapping[str, Array]) -> None:

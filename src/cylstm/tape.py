@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from cylstm.states import State
 
 
+#: What `trace` calls the states, in their order.
+TRACED = ("hidden", "cell", "normaliser", "stabiliser")
+
+
 class Tape(NamedTuple):
     """What one `forward` keeps for `backward`. Opaque; may be used any number of times."""
 
@@ -64,7 +68,7 @@ class Tape(NamedTuple):
                 named[f"{name}_preactivation"] = slots[:, before + slot]
         if layer._cell.kind == "lstm_coupled":
             named["forget"] = 1 - named["input"]
-        named |= dict(zip(("hidden", "cell"), states, strict=False))
+        named |= dict(zip(TRACED, states, strict=False))
         for name, entries in named.items():
             full = np.zeros((batch.steps, batch.rows, entries.shape[1]), layer.dtype)
             full[time, row] = entries

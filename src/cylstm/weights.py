@@ -25,12 +25,13 @@ def shapes(layer: Structure, depth: int) -> dict[str, tuple[int, ...]]:
     """Shape of each parameter of one direction, without its suffix."""
     hidden, outputs = layer.hidden_sizes[depth], layer.output_sizes[depth]
     rows = len(layer.gates) * hidden
-    found: dict[str, tuple[int, ...]] = {
-        "weight_ih": (rows, layer.input_sizes[depth]),
-        "weight_hh": (hidden,) if layer._cell.independent else (rows, outputs),
-    }
+    found: dict[str, tuple[int, ...]] = {"weight_ih": (rows, layer.input_sizes[depth])}
+    if layer._recurrent:
+        columns = outputs // layer._heads
+        found["weight_hh"] = (hidden,) if layer._cell.independent else (rows, columns)
     if layer.bias:
-        found |= dict.fromkeys(BIASES[:1] if layer.bias == "single" else BIASES, (rows,))
+        one = layer.bias == "single" or not layer._recurrent
+        found |= dict.fromkeys(BIASES[:1] if one else BIASES, (rows,))
     if outputs != hidden:
         found["weight_hr"] = (outputs, hidden)
     if layer._cell.peepholes:
@@ -61,7 +62,7 @@ def pack(
     """Pack the weights of one direction for the kernels."""
     params = of_direction(layer, layer.params, suffix)
     bias = slot_bias(layer, params)
-    w_hh, single = params["weight_hh"], None
+    w_hh, single = params.get("weight_hh"), None
     if sizes := layer._single_sizes[depth_of(suffix)]:
         values = params | {"bias": bias}
         if layer._cell.norm == "haste":
@@ -71,12 +72,41 @@ def pack(
         dispatch.table(layer.dtype.name),
         layer._cell_of(suffix),
         params["weight_ih"][None],
-        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else w_hh * dropconnect)[None],
+        _product(layer, w_hh if dropconnect is None or w_hh is None else w_hh * dropconnect),
         bias[None, None],
         backward,
         params["weight_hr"][None] if "weight_hr" in params else None,
         single,
     )
+
+
+def _product(layer: Structure, w_hh: Array | None) -> Array | None:
+    """Give the kernels the recurrent weights if they make a product, with all zeros they need."""
+    if w_hh is None or w_hh.ndim == 1:
+        return None
+    return (_with_zeros(layer, w_hh) if _spread(layer) else w_hh)[None]
+
+
+def _spread(layer: Structure) -> bool:
+    """Whether diagonal blocks are given to the kernels as a whole matrix."""
+    return layer._cell.heads != layer._heads
+
+
+def _with_zeros(layer: Structure, blocks: Array) -> Array:
+    """Make the matrix (G * H, H) whose diagonal blocks are those of (G * H, H / heads)."""
+    heads, size = layer._heads, blocks.shape[1]
+    found = np.zeros((len(layer.gates), heads, size, heads, size), blocks.dtype)
+    for k, block in enumerate(np.moveaxis(blocks.reshape(-1, heads, size, size), 1, 0)):
+        found[:, k, :, k] = block
+    return found.reshape(len(blocks), heads * size)
+
+
+def _blocks_of(layer: Structure, matrix: Array) -> Array:
+    """Take the diagonal blocks out again."""
+    heads, size = layer._heads, matrix.shape[1] // layer._heads
+    parts = matrix.reshape(-1, heads, size, heads, size)
+    found = np.stack([parts[:, k, :, k] for k in range(heads)], axis=1)
+    return found.reshape(len(matrix), size)
 
 
 def of_direction(layer: Structure, named: Mapping[str, Array], suffix: str) -> dict[str, Array]:
@@ -125,7 +155,7 @@ def add_gradients(
     masks: list[Array | None] = []
     for of_layer in dropconnect:
         masks += of_layer or [None] * d
-    plain = not any(dropconnect) and not any(layer._single_sizes)
+    plain = not any(dropconnect) and not any(layer._single_sizes) and not _spread(layer)
     into = layer._places if plain else places(layer, masks)
     with layer._lock:
         sequence.add_gradients(calls, [into[i : i + d] for i in range(0, len(into), d)])
@@ -145,12 +175,14 @@ def _places(layer: Structure, suffix: str, dropconnect: Array | None) -> Places:
     `_add_rest` takes the others from where they are added here to where they belong.
     """
     into = of_direction(layer, layer._grad_views, suffix)
-    w_hh = into["weight_hh"]
+    w_hh = into.get("weight_hh")
+    if w_hh is not None and (dropconnect is not None or _spread(layer)):
+        w_hh = np.zeros_like(w_hh)
     biases = [None if layer._cell.norm else into.get(name) for name in BIASES]
     ones = sum(layer._single_sizes[depth_of(suffix)].values())
     return (
         into["weight_ih"][None],
-        None if w_hh.ndim == 1 else (w_hh if dropconnect is None else np.zeros_like(w_hh))[None],
+        _product(layer, w_hh),
         *(None if b is None else b[None, None] for b in biases),
         into["weight_hr"][None] if "weight_hr" in into else None,
         np.zeros((1, 1, ones), layer.dtype) if ones else None,
@@ -161,8 +193,9 @@ def _add_rest(layer: Structure, suffix: str, found: Places, dropconnect: Array |
     """Add what `sequence.add_gradients` could not add in place."""
     _, dw_hh, _, _, _, single = found
     views = layer._grad_views
-    if dropconnect is not None and dw_hh is not None:
-        views[f"weight_hh_{suffix}"] += dw_hh[0] * dropconnect
+    if dw_hh is not None and (dropconnect is not None or _spread(layer)):
+        d = _blocks_of(layer, dw_hh[0]) if _spread(layer) else dw_hh[0]
+        views[f"weight_hh_{suffix}"] += d if dropconnect is None else d * dropconnect
     if single is None:
         return
     into, sizes = of_direction(layer, views, suffix), layer._single_sizes[depth_of(suffix)]

@@ -36,6 +36,17 @@ INLINE vec vexpm1(vec x) {
     return vfma(scale, p, scale - vset(1));
 }
 
+/* exp(x), for x up to 80. */
+INLINE vec vexp(vec x) {
+    vec scale, p;
+    exp_parts(x, &scale, &p);
+    return vfma(scale, p, scale);
+}
+
+/* a where x is 0, where x < y; b elsewhere. */
+INLINE vec vwhere_zero(vec x, vec a, vec b) { return vselect(x == vset(0), a, b); }
+INLINE vec vwhere_less(vec x, vec y, vec a, vec b) { return vselect(x < y, a, b); }
+
 /* log(1 + exp(x)) = max(x, 0) + log1p(u), u = exp(-|x|) in [0, 1]. With s = u / (2 + u) <= 1/3
  * log1p(u) = 2 artanh(s), whose series is cut where (1/9)^n / (2 n + 1) vanishes. */
 INLINE vec vsoftplus(vec x) {

@@ -539,13 +539,14 @@ cdef class Call:
         if h_apart:
             s.db_hh = self.sums.room(s.w.gates, width)
         s.x_copy = self.room_for_copies(d, s.w.in_blocks)
-        s.h_copy = self.room_for_copies(d, s.w.out_blocks)
+        s.h_copy = self.room_for_copies(d, s.w.out_blocks if s.w.h_products else 0)
         s.dx_copy = arena.room(times(entries, s.w.in_blocks), vector)
         for k in range(s.w.states):
             s.d_state[k] = arena.room(s.rows, blocks_of(s, k) * vector)
         s.dw_ih = self.sums.room(units, s.w.in_blocks * vector)
         s.db_ih = self.sums.room(s.w.gates, width)
-        s.dw_hh = self.sums.room(units if s.w.h_products else 0, out_width)
+        s.dw_hh = self.sums.room(units if s.w.h_products else 0,
+                                 (s.w.depth * itemsize + vector - 1) // vector * vector)
         if s.w.w_2 != NULL:
             # The gradients of the last gate's U are part of those of U.
             s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.projects \
@@ -593,7 +594,7 @@ cdef class Call:
         dw_ih, dw_hh, db_ih, db_hh, dw_hr, d_single = gradients
         self.add_matrix(s.dw_ih, units, w.inputs, dw_ih, "dw_ih", look_only)
         if w.h_products:
-            self.add_matrix(s.dw_hh, units, w.outputs, dw_hh, "dw_hh", look_only)
+            self.add_matrix(s.dw_hh, units, w.depth, dw_hh, "dw_hh", look_only)
         if w.projects:
             self.add_matrix(s.dw_2, w.outputs, w.hidden, dw_hr, "dw_hr", look_only)
         if db_ih is not None:
@@ -675,7 +676,7 @@ cdef class Call:
     cdef Py_ssize_t work(self):
         """Multiply-adds of one forward pass, saturating."""
         cdef Weights *w = &self.seq[0].w
-        cdef double n = w.gates * w.inputs + w.h_products * w.h_gates * w.outputs
+        cdef double n = w.gates * w.inputs + w.h_products * w.h_gates * w.depth
         if w.w_2 != NULL:
             n += w.outputs
         n *= <double>self.directions * self.entries * w.hidden

@@ -43,6 +43,25 @@ cdef inline vec d_gate(const Sequence *s, const real *z, Py_ssize_t slot, vec y,
     return d
 
 
+cdef inline vec linear(const Sequence *s, real *z, Py_ssize_t slot, vec a,
+                       bint plain) noexcept nogil:
+    """A gate without activation."""
+    if plain:
+        return a
+    if s.w.kept:
+        vstore(z + (s.w.kept + slot) * LANES, a)
+    return vclamp(a, vset(-s.w.clip), vset(s.w.clip)) if s.w.clip > 0 else a
+
+
+cdef inline vec d_linear(const Sequence *s, const real *z, Py_ssize_t slot, vec d,
+                         bint plain) noexcept nogil:
+    if plain:
+        return d
+    if s.w.clip > 0:
+        d = vwithin(vload(z + (s.w.kept + slot) * LANES), s.w.clip, d)
+    return vclamp(d, vset(-s.clip_step), vset(s.clip_step)) if s.clip_step > 0 else d
+
+
 ctypedef void (*ForwardBlock)(const Sequence *s, real *z, Py_ssize_t step, Py_ssize_t row,
                               Py_ssize_t block, bint plain) noexcept nogil
 ctypedef void (*BackwardBlock)(const Sequence *s, const real *z, real *d_x, real *d_h,
@@ -110,3 +129,5 @@ include "cells/rnn.pxi"
 include "cells/lstm.pxi"
 include "cells/gru.pxi"
 include "cells/augru.pxi"
+include "cells/minimal.pxi"
+include "cells/slstm.pxi"

@@ -55,11 +55,14 @@ ctypedef struct Weights:
     Py_ssize_t h_slot       # first slot the recurrent product adds to
     Py_ssize_t h_gates      # vectors per block of one recurrent product: G; 1 if reset before
     Py_ssize_t h_products   # 1; 2 (r and z) if reset before; 0 without recurrent matrix
+    Py_ssize_t heads        # diagonal blocks of U: each has its units and sees those of h alone
+    Py_ssize_t depth        # outputs / heads
     void *w_ih              # (blocks, inputs, G, lanes)
-    void *w_hh              # (h_products, blocks, outputs, h_gates, lanes)
+    void *w_hh              # (h_products, blocks, depth, h_gates, lanes)
     void *bias              # (blocks, summed, lanes)
     void *w_ih_t            # (in_blocks, blocks * G * lanes, lanes); NULL unless backward
-    void *w_hh_t            # (out_blocks, blocks * h_products * h_gates * lanes, lanes); the same
+    # (ceil(depth / lanes), blocks * h_products * h_gates * lanes, lanes); the same
+    void *w_hh_t
     # A step's second product: the projection to h, or that of the last gate with what others let
     # through (reset before)
     bint projects
@@ -160,7 +163,7 @@ ctypedef struct Sequence:
     void *second_copy       # what the second product read
     void *dx_copy           # (chunk entries, in_blocks * lanes)
     void *dw_ih             # OUT (G * hidden, in_blocks * lanes)
-    void *dw_hh             # OUT (G * hidden, out_blocks * lanes)
+    void *dw_hh             # OUT (G * hidden, depth in whole vectors)
     void *dw_2              # OUT (outputs, blocks * lanes); reset before: in dw_hh
     void *d_single          # IN/OUT as single
     void *db_ih             # IN/OUT (blocks, G, lanes)

@@ -30,6 +30,10 @@ cdef extern from "activations.h" nogil:
     vec vclamp(vec x, vec low, vec high)
     vec vmix(vec w, vec a, vec b)
     vec vwithin(vec x, real bound, vec v)
+    vec vexp(vec x)
+    vec vsoftplus(vec x)
+    vec vwhere_zero(vec x, vec a, vec b)
+    vec vwhere_less(vec x, vec y, vec a, vec b)
     vec activate(const Activation *act, vec x)
     vec d_activate(const Activation *act, vec x, vec y, vec dy)
 

@@ -12,8 +12,8 @@ cdef class Packed:
     cell : cylstm.cells.Cell
         What kind of cell it is.
     w_ih : ndarray of shape (1, G * H, I)
-    w_hh : ndarray of shape (1, G * H, P) or None
-        None for an IndRNN.
+    w_hh : ndarray of shape (1, G * H, P / heads) or None
+        None where there is no recurrent product.
     bias : ndarray of shape (1, 1, S * H)
         In slot order; see `cylstm.cells.Cell`.
     backward : bool
@@ -42,6 +42,12 @@ cdef class Packed:
         w.blocks = (w.hidden + lanes - 1) // lanes
         w.in_blocks = (w.inputs + lanes - 1) // lanes
         w.out_blocks = (w.outputs + lanes - 1) // lanes
+        w.heads, w.depth = cell.heads, w.outputs
+        if w.heads != 1:
+            if w.heads < 1 or w.hidden % (w.heads * lanes) or w.projects or w.norm != NONE \
+                    or w.h_products != 1:
+                raise ValueError(f"heads: expected 1, or blocks of whole vectors, got {w.heads}")
+            w.depth = w.outputs // w.heads
         self.look_at(&ih, w_ih, times(w.gates, w.hidden), w.inputs, "w_ih")
         w.w_ih = self.room(w.blocks * w.gates, w.inputs)
         level.pack(ih.data, w.hidden, w.inputs, w.gates, w.turn, w.w_ih)
@@ -88,7 +94,7 @@ cdef class Packed:
             kind = ACTIVATIONS[name]
             w.act[slot if slot < w.gates else 4] = Activation(kind, alpha, beta)
             w.plain = w.plain and name == cell.usual[slot]
-            w.kinks = w.kinks or (slot < w.gates and kind not in (SIGMOID, TANH, RELU))
+            w.kinks = w.kinks or (slot < w.gates and kind not in (SIGMOID, TANH, RELU, AFFINE))
         self.place_singles(cell)
         w.plain = w.plain and w.singles == 0
         return 0
@@ -120,12 +126,12 @@ cdef class Packed:
         hr.data = NULL
         if w.h_products == 0:
             return 0
-        self.look_at(&hh, w_hh, times(w.gates, w.hidden), w.outputs, "w_hh")
-        size = w.hidden * w.outputs * level.itemsize
-        w.w_hh = self.room(w.blocks * w.h_products * w.h_gates, w.outputs)
+        self.look_at(&hh, w_hh, times(w.gates, w.hidden), w.depth, "w_hh")
+        size = w.hidden * w.depth * level.itemsize
+        w.w_hh = self.room(w.blocks * w.h_products * w.h_gates, w.depth)
         for k in range(w.h_products):
-            level.pack(<char *>hh.data + k * size, w.hidden, w.outputs, w.h_gates, 0,
-                       <char *>w.w_hh + k * w.blocks * w.outputs * lanes * level.itemsize)
+            level.pack(<char *>hh.data + k * size, w.hidden, w.depth, w.h_gates, 0,
+                       <char *>w.w_hh + k * w.blocks * w.depth * lanes * level.itemsize)
         if w.h_products > 1:
             hr.data = <char *>hh.data + w.h_products * size
         elif w_hr is not None:
@@ -134,9 +140,9 @@ cdef class Packed:
             w.w_2 = self.room(w.out_blocks, w.hidden)
             level.pack(hr.data, w.outputs, w.hidden, 1, 0, w.w_2)
         if self.backward:
-            w.w_hh_t = self.room(w.out_blocks * lanes, w.blocks * w.h_products * w.h_gates)
-            level.pack_transposed(hh.data, w.hidden, w.outputs, w.h_products * w.h_gates, 0,
-                                  w.w_hh_t)
+            w.w_hh_t = self.room((w.depth + lanes - 1) // lanes * lanes,
+                                 w.blocks * w.h_products * w.h_gates)
+            level.pack_transposed(hh.data, w.hidden, w.depth, w.h_products * w.h_gates, 0, w.w_hh_t)
         if self.backward and hr.data != NULL:
             w.w_2_t = self.room(w.blocks * lanes, w.out_blocks)
             level.pack_transposed(hr.data, w.outputs, w.hidden, 1, 0, w.w_2_t)
@@ -180,5 +186,6 @@ cdef inline bint alike(Weights *a, Weights *b) noexcept:
     """Whether two directions can share a call."""
     return (a.inputs == b.inputs and a.hidden == b.hidden and a.outputs == b.outputs
             and a.cell == b.cell and a.gates == b.gates and a.summed == b.summed
-            and a.norm == b.norm and a.singles == b.singles and a.h_products == b.h_products
+            and a.heads == b.heads and a.norm == b.norm and a.singles == b.singles
+            and a.h_products == b.h_products
             and (a.w_2 == NULL) == (b.w_2 == NULL))

@@ -93,9 +93,9 @@ cdef void project(const Sequence *s, const Part *p) noexcept nogil:
 cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step,
                                bint plain) noexcept nogil:
     """Add U h to the slots and apply the cell, up to the second product if there is one."""
-    cdef Py_ssize_t gates = s.w.h_gates, size = s.w.outputs * gates * LANES
-    cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count
-    cdef Py_ssize_t at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.outputs)
+    cdef Py_ssize_t gates = s.w.h_gates, size = s.w.depth * gates * LANES
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count, head = 0
+    cdef Py_ssize_t at_once = max(1, p.block1 - p.block0)
     cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, 0, 0)
     for i in range(n):
         p.a[i] = state(s, step, p.row0 + i, 0)
@@ -107,18 +107,34 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
     if not plain and s.w.norm != NONE:
         norm_step(s, p, step, n)
         return
+    if s.w.h_products:
+        at_once = tile_blocks(n, gates, p.block1 - p.block0, s.w.depth)
     while n > 0 and done < p.block1 - p.block0:
         count = min(at_once, p.block1 - p.block0 - done)
         # Every other step goes backwards, to find in cache the weights the last one ended with.
         block = p.block1 - done - count if step & 1 else p.block0 + done
-        for k in range(1 if plain else s.w.h_products):
+        if s.w.heads > 1:
+            head = see_head(s, p, n, step & 1, head, &block, &count)
+        for k in range(s.w.h_products):
             product(<const real **>p.a, 1, <real **>p.out,
                     (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n,
-                    s.w.outputs, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
+                    s.w.depth, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
                     count)
         at.block0, at.block1 = block, block + count
         s.w.cell.forward(&at, plain)
         done += count
+
+
+cdef Py_ssize_t see_head(const Sequence *s, const Part *p, Py_ssize_t n, bint backwards,
+                         Py_ssize_t seen_head, Py_ssize_t *block, Py_ssize_t *count) noexcept nogil:
+    """Keep to blocks of one head and move p.a to what that sees of h; returns which head."""
+    cdef Py_ssize_t of_head = s.w.blocks // s.w.heads, i, end = block[0] + count[0]
+    cdef Py_ssize_t head = (end - 1 if backwards else block[0]) // of_head
+    block[0] = max(block[0], head * of_head)
+    count[0] = min(end, (head + 1) * of_head) - block[0]
+    for i in range(n):
+        p.a[i] = <real *>p.a[i] + (head - seen_head) * s.w.depth
+    return head
 
 
 cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
@@ -216,8 +232,9 @@ cdef void second_input_backward(const Sequence *s, const Part *p,
 
 cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
     """dh += d_h U: the gradient of the state before `step`."""
-    cdef Py_ssize_t depth = s.w.blocks * s.d_h_gates * LANES
-    cdef Py_ssize_t n = rows_at(s, p, step), i, j
+    cdef Py_ssize_t depth = s.w.blocks * s.d_h_gates * LANES // s.w.heads
+    cdef Py_ssize_t out_blocks = s.w.out_blocks // s.w.heads, size = depth * s.w.heads
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j, head, out0, out1
     cdef const real *init = NULL
     cdef real *carry
     if n == 0 or s.w.h_products == 0:
@@ -225,12 +242,15 @@ cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noex
     if s.h_mask != NULL:
         init = zeros
     for i in range(n):
-        p.a[i] = <real *>s.d_h + entry_of(s, p, step, p.row0 + i) * depth
         p.out[i] = carried_h(s, p.row0 + i, 0) if s.h_mask == NULL \
             else masked_row(s, p, p.row0 + i)
-    product(<const real **>p.a, 1, <real **>p.out, p.out0 * LANES, LANES, n, depth,
-            <real *>s.w.w_hh_t + p.out0 * depth * LANES, depth * LANES, 1, p.out1 - p.out0,
-            init, 0)
+    for head in range(p.out0 // out_blocks, (p.out1 + out_blocks - 1) // out_blocks):
+        out0, out1 = max(p.out0, head * out_blocks), min(p.out1, (head + 1) * out_blocks)
+        for i in range(n):
+            p.a[i] = <real *>s.d_h + entry_of(s, p, step, p.row0 + i) * size + head * depth
+        product(<const real **>p.a, 1, <real **>p.out, out0 * LANES, LANES, n, depth,
+                <real *>s.w.w_hh_t + ((out0 - head * out_blocks) * size + head * depth) * LANES,
+                size * LANES, 1, out1 - out0, init, 0)
     for i in range(n if s.h_mask != NULL else 0):
         for j in range(p.out0, p.out1):
             carry = carried_h(s, p.row0 + i, j)
@@ -269,25 +289,29 @@ cdef void copy_rows(const Sequence *s, const Part *p) noexcept nogil:
             for j in range(s.w.in_blocks):
                 vstore(copied(s, s.x_copy, entry, j),
                        vload_part(x + j * LANES, s.w.inputs - j * LANES))
-            for j in range(s.w.out_blocks):
+            for j in range(s.w.out_blocks if s.w.h_products else 0):
                 vstore(copied(s, s.h_copy, entry, j), fed(s, step, row, j))
 
 
 cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
-                Py_ssize_t units, void *rows, Py_ssize_t depth, real *dw, Py_ssize_t turn,
-                Py_ssize_t hidden) noexcept nogil:
-    """dw[gate, unit] += sum over entries of panel[entry, gate, unit] rows[entry]."""
-    cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0, block = 0
+                Py_ssize_t units, void *rows, Py_ssize_t first, Py_ssize_t depth, real *dw,
+                Py_ssize_t turn, Py_ssize_t hidden) noexcept nogil:
+    """dw[gate, unit] += sum over entries of panel[entry, gate, unit] rows[entry].
+
+    Of rows it reads `depth` elements from block `first` on.
+    """
+    cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0, block = 0, count
     for slot in range(gates):
         for unit in range(min(units, LANES)):
             p.a[n] = <real *>p.panel + slot * LANES + unit
             p.out[n] = dw + natural_row(hidden, gates, turn, unit, slot) * blocks * LANES
             n += 1
     while block < blocks:
+        count = min(SLAB - (first + block) % SLAB, blocks - block)
         product(<const real **>p.a, gates * LANES, <real **>p.out, block * LANES, LANES, n, entries,
-                copied(s, rows, 0, block), LANES, 1, min(SLAB, blocks - block), first_sums(s, p), 0,
+                copied(s, rows, 0, first + block), LANES, 1, count, first_sums(s, p), 0,
                 SLAB * LANES)
-        block += SLAB
+        block += count
 
 
 cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept nogil:
@@ -327,25 +351,27 @@ cdef void input_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t blo
     cdef Py_ssize_t gates = s.w.gates, width = s.w.in_blocks * LANES, unit = block * LANES
     fill_panel(p, <real *>s.d_x + unit * gates, s.w.blocks * gates, gates, entries)
     bias_gradient(s, p, entries, gates, <real *>s.db_ih + unit * gates)
-    outer(s, p, entries, gates, s.w.hidden - unit, s.x_copy, s.w.inputs,
+    outer(s, p, entries, gates, s.w.hidden - unit, s.x_copy, 0, s.w.inputs,
           <real *>s.dw_ih + unit * width, s.w.turn, s.w.hidden)
 
 
 cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t block,
                                     Py_ssize_t entries) noexcept nogil:
     """Add gradients of U, product by product as in forward, and of the second product's weights."""
-    cdef Py_ssize_t gates = s.w.h_gates, width = s.w.out_blocks * LANES, unit = block * LANES, k
+    cdef Py_ssize_t gates = s.w.h_gates, unit = block * LANES, k
+    cdef Py_ssize_t width = (s.w.depth + LANES - 1) // LANES * LANES
+    cdef Py_ssize_t first = block * s.w.heads // s.w.blocks * (width // LANES)  # of its head
     for k in range(s.w.h_products):
         if s.d_h != s.d_x:
             fill_panel(p, <real *>s.d_h + (block * s.d_h_gates + k) * LANES,
                        s.w.blocks * s.d_h_gates, gates, entries)
         if s.db_hh != NULL:
             bias_gradient(s, p, entries, gates, <real *>s.db_hh + unit * gates)
-        outer(s, p, entries, gates, s.w.hidden - unit, s.h_copy, s.w.outputs,
+        outer(s, p, entries, gates, s.w.hidden - unit, s.h_copy, first, s.w.depth,
               <real *>s.dw_hh + (k * s.w.hidden + unit) * width, 0, s.w.hidden)
     if s.w.w_2 != NULL and block < s.w.out_blocks:
         fill_panel(p, <real *>s.d_2 + unit, s.w.out_blocks, 1, entries)
-        outer(s, p, entries, 1, s.w.outputs - unit, s.second_copy, s.w.hidden,
+        outer(s, p, entries, 1, s.w.outputs - unit, s.second_copy, 0, s.w.hidden,
               <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
 
 

@@ -229,7 +229,7 @@ include "call.pxi"
 cdef Py_ssize_t least_rows(Call call) noexcept:
     """Rows that a thread's walk through all recurrent weights must serve to pay."""
     cdef Weights *w = &call.seq[0].w
-    return FEW_ROWS if (<double>w.gates * w.hidden * w.outputs * call.level.itemsize
+    return FEW_ROWS if (<double>w.gates * w.hidden * w.depth * call.level.itemsize
                         <= NEAR_BYTES) else MANY_ROWS
 
 
@@ -253,7 +253,7 @@ cdef double estimate(Call call) noexcept:
     cdef Sequence *s = &call.seq[0]
     cdef Py_ssize_t itemsize = call.level.itemsize
     cdef double read = (<double>call.directions * s.w.gates * s.w.hidden * itemsize
-                        * (s.w.inputs + s.steps * s.w.outputs))
+                        * (s.w.inputs + s.steps * s.w.depth))
     return max(call.work() * (itemsize / 4.0) / MULTIPLY_ADDS, read / WEIGHT_BYTES)
 
 

@@ -112,6 +112,7 @@ enum { ROWS_BY_4 = 3, ROWS_BY_3 = 4 };
 #endif
 #define TILES(X) \
     UP_TO_BY_4(X, 4, 1) X(1, 4, 2) UP_TO_BY_3(X, 3, 1) X(1, 3, 3) \
+    UP_TO_BY_4(X, 2, 2) UP_TO_BY_3(X, 2, 1) X(1, 2, 4) \
     UP_TO_BY_4(X, 1, 4) UP_TO_BY_3(X, 1, 3) UP_TO_BY_3(X, 1, 2) UP_TO_BY_3(X, 1, 1) X(1, 1, 8)
 
 /* One function per shape, so that each gets its own registers. */
@@ -137,6 +138,7 @@ static inline ptrdiff_t tile_blocks(ptrdiff_t rows, ptrdiff_t gates, ptrdiff_t b
                                     ptrdiff_t depth) {
     const int four = rows > 1 || four_suffice(gates * blocks * depth);
     ptrdiff_t most = gates == 1 ? (blocks >= 8 && !four ? 8 : 4)
+                   : gates == 2 ? (rows > 1 ? 2 : 4)
                    : rows > 1   ? 1
                    : gates == 3 ? 3
                    : four       ? 1 : 2;
