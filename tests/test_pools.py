@@ -539,6 +539,18 @@ def test_other_arrays():
     assert_same_bits(pool.step(np.array(ids)[::-1], x[3, ::-1]), y[3, ::-1].copy())
 
 
+def test_overlap_of_units():
+    """A unit's outputs must not be another unit's input."""
+    layer = cylstm.RNN(4, 4, rng=0)
+    pool, x = layer.pool(150), frames(layer, 2, 150)
+    ids, y = opened(pool, 150), layer(x)[0]
+    memory = np.zeros(150 * 4 + 40, "f")
+    for t in range(2):
+        memory[:600].reshape(150, 4)[...] = x[t]
+        found = pool.step(ids, memory[:600].reshape(150, 4), memory[40:].reshape(150, 4))
+        assert_same_bits(found.copy(), y[t])
+
+
 def test_bad_arguments():
     layer = cylstm.LSTM(3, 5, rng=0)
     for capacity, error in ((0, ValueError), (2**24 + 1, ValueError), (1.5, TypeError)):

@@ -129,7 +129,7 @@ ctypedef struct Slot:
 cdef class PoolBase:
     """The part of `cylstm.streams.StreamPool` that is compiled: the table, and steps.
 
-    A subclass has `_checked_ids(ids)`, `_checked_frames(x, n)` and `_checked_out(out, shape)`,
+    A subclass has `_checked_ids(ids)`, `_checked_frames(x, rows)` and `_checked_out(out, shape)`,
     which check what does not come as the kernels read it, and return what does.
 
     Parameters
@@ -214,33 +214,17 @@ cdef class PoolBase:
         """
         cdef Py_ssize_t n
         cdef int dtype = type_of(self.itemsize)
-        cdef char *x_data
-        cdef char *y_data
         cdef double now = self.now()
         if not are_ids(ids):
             ids = self._checked_ids(ids)
             if not are_ids(ids):
                 raise TypeError("ids: expected a vector of int64")
         n = cnp.PyArray_DIM(ids, 0)
-        x_data = ready(x, 2, n, self.inputs, dtype, False)
-        if x_data == NULL:
-            x = self._checked_frames(x, n)
-            x_data = ready(x, 2, n, self.inputs, dtype, False)
-        y = new_rows(2, n, self.outputs, dtype) if out is None else out
-        y_data = ready(y, 2, n, self.outputs, dtype, True)
-        if y_data == NULL:
-            y = self._checked_out(out, (n, self.outputs))
-            y_data = ready(y, 2, n, self.outputs, dtype, True)
-        if x_data == NULL or y_data == NULL:
-            raise TypeError("x, out: expected arrays as the kernels read them")
-        if meet_in_memory(x_data, n * self.inputs * self.itemsize,
-                          y_data, n * self.outputs * self.itemsize):
-            x = cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
-            x_data = cnp.PyArray_BYTES(x)
-        self.run(ids, n, x_data, y_data, num_threads, now)
-        if out is not None and y is not out:
-            out[...] = y
-        return y if out is None else out
+        x = take_frames(self, x, 2, n, self.inputs, dtype)
+        y = take_results(self, out, 2, n, self.outputs, dtype)
+        x = apart_from(x, y)
+        self.run(ids, n, cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y), num_threads, now)
+        return give_results(y, out)
 
     cdef int run(self, ids, Py_ssize_t n, const char *x, char *y, num_threads,
                  double now) except -1:

@@ -242,18 +242,54 @@ cdef object new_rows(Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width, int dty
     return cnp.PyArray_SimpleNew(ndim, shape, dtype)
 
 
-cdef inline bint meet_in_memory(const char *a, Py_ssize_t size, const char *b,
-                                Py_ssize_t other) noexcept:
-    """Whether contiguous arrays of so many bytes share any."""
-    return a < b + other and b < a + size
+cdef object take_frames(owner, x, Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width, int dtype):
+    """A frame for each row as the kernels read it: `x`, or what the owner makes of it."""
+    if ready(x, ndim, rows, width, dtype, False) != NULL:
+        return x
+    x = owner._checked_frames(x, rows)
+    if ready(x, 1, rows, width, dtype, False) == NULL \
+            and ready(x, 2, rows, width, dtype, False) == NULL:
+        raise TypeError("x: expected frames as the kernels read them")
+    return x
+
+
+cdef object take_results(owner, out, Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width,
+                         int dtype):
+    """What to write into: `out` if the kernels can, or an array to be copied from."""
+    if out is None:
+        return new_rows(ndim, rows, width, dtype)
+    if ready(out, ndim, rows, width, dtype, True) != NULL:
+        return out
+    y = owner._checked_out(out, (rows, width)[2 - ndim:])
+    if ready(y, ndim, rows, width, dtype, True) == NULL:
+        raise TypeError("out: expected an array that the kernels can write")
+    return y
+
+
+cdef object apart_from(x, y):
+    """`x`, or a copy of it where results would be written over what is still to be read."""
+    cdef const char *a = cnp.PyArray_BYTES(x)
+    cdef const char *b = cnp.PyArray_BYTES(y)
+    if a < b + cnp.PyArray_NBYTES(y) and b < a + cnp.PyArray_NBYTES(x):
+        return cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
+    return x
+
+
+cdef object give_results(y, out):
+    """The caller's array with the results, or theirs."""
+    if out is None:
+        return y
+    if y is not out:
+        out[...] = y
+    return out
 
 
 @cython.auto_pickle(False)
 cdef class StreamBase:
     """The part of `cylstm.streams.Stream` that runs at every step.
 
-    A subclass has `_checked_frame(x)` and `_checked_out(out, shape)`, which check what does not
-    come as the kernels read it: the first returns an array of shape (rows, inputs) or (inputs,)
+    A subclass has `_checked_frames(x, rows)` and `_checked_out(out, shape)`, which check what does
+    not come as the kernels read it: the first returns an array of shape (rows, inputs) or (inputs,)
     that does, the second one to write into, which is copied to `out` if it is another one.
 
     Parameters
@@ -327,32 +363,14 @@ cdef class StreamBase:
         cdef StepPlan plan = self.renewed()
         cdef int dtype = type_of(plan.rows.level.itemsize)
         cdef Py_ssize_t rows = plan.count, ndim = 2
-        cdef Py_ssize_t row = plan.rows.level.itemsize * rows
-        cdef char *x_data
-        cdef char *y_data
         if cnp.PyArray_Check(x) and cnp.PyArray_NDIM(x) == 1:
             ndim = 1
-        x_data = ready(x, ndim, rows, plan.inputs, dtype, False)
-        if x_data == NULL:
-            x = self._checked_frame(x)
-            ndim = 1 if x.ndim == 1 else 2
-            x_data = ready(x, ndim, rows, plan.inputs, dtype, False)
-        y = out
-        if out is None:
-            y = new_rows(ndim, rows, plan.outputs, dtype)
-        y_data = ready(y, ndim, rows, plan.outputs, dtype, True)
-        if y_data == NULL:
-            y = self._checked_out(out, (rows, plan.outputs)[2 - ndim:])
-            y_data = ready(y, ndim, rows, plan.outputs, dtype, True)
-        if x_data == NULL or y_data == NULL:
-            raise TypeError("x, out: expected arrays as the kernels read them")
-        if meet_in_memory(x_data, row * plan.inputs, y_data, row * plan.outputs):
-            x = cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
-            x_data = cnp.PyArray_BYTES(x)
-        plan.step(x, x_data, y_data)
-        if out is not None and y is not out:
-            out[...] = y
-        return y if out is None else out
+        x = take_frames(self, x, ndim, rows, plan.inputs, dtype)
+        ndim = cnp.PyArray_NDIM(x)
+        y = take_results(self, out, ndim, rows, plan.outputs, dtype)
+        x = apart_from(x, y)
+        plan.step(x, cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y))
+        return give_results(y, out)
 
     cdef StepPlan renewed(self):
         """The plan, made anew with the same states if the weights or the threads have changed."""

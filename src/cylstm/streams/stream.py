@@ -211,9 +211,9 @@ class Stream(sequence.StreamBase):
             raise ValueError(f"rows: expected some of 0 to {self.batch_size - 1}, got {rows!r}")
         return found.astype(np.intp)
 
-    def _checked_frame(self, x: Any) -> Array:
+    def _checked_frames(self, x: Any, rows: int) -> Array:
         """Check one frame for each row, and return it as the kernels read it."""
-        layer, rows = self.layer, self.batch_size
+        layer = self.layer
         found = checks.array("x", x, layer.dtype)
         shapes = [(rows, layer.input_size)] + [(layer.input_size,)] * (rows == 1)
         if found.shape not in shapes:
