@@ -156,6 +156,7 @@ def test_wrong_ids_are_named_and_change_nothing():
         refused(ValueError, "id", str(wrong), pool.restore, wrong, pool.snapshot(a))
         assert wrong not in pool
     assert 1.0 not in pool and "a" not in pool
+    assert 0 not in layer.pool(10**5)  # whose memory may be zeros
     assert_same_bits(tuple(pool.state(i) for i in (a, c, d)), tuple(states))
     assert_same_bits(pool.step(np.array([d, a], np.uint64), x[:2]), layer(
         x[None, :2], tuple(np.stack([s[k] for s in (states[2], states[0])], 1) for k in (0, 1))
