@@ -64,6 +64,7 @@ TESTS = {
     "team.c": "terms plans machine",
     "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
+    "augru.py": "bad_input::test_attention_is_one_number_for_each_step pairs variants",
     "batches.py": (
         "steps::test_a_list_has_the_bits_of_lengths sequences "
         "steps::test_returned_outputs_of_a_list_and_of_a_row_alone "

@@ -72,6 +72,9 @@ def test_forward_refuses(wrong):
         ("gru", {"kind": "gru_reset_before"}),
         ("rnn", {"kind": "gru"}),
         ("rnn", {"products": 9}),
+        ("lstm", {"heads": 2}),
+        ("lstm", {"heads": 0}),
+        ("lstm", {"heads": -1}),
     ],
     ids=str,
 )
