@@ -85,10 +85,10 @@ TESTS = {
         "variants::test_forget_bias_of_every_variant variants"
     ),
     "linear.py": "linear dense",
-    "loading.py": "loading params",
+    "loading.py": "loading module",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps reset",
-    "params.py": "params optim::test_frozen_parameters_are_left_alone options",
+    "module.py": "module config optim::test_frozen_parameters_are_left_alone options",
     "ragged.py": "linear embedding",
     "recurrent.py": (
         "options dropout regularisation topology variants sequences initial_states arrays"
@@ -104,7 +104,7 @@ TESTS = {
     "pool.py": "pools",
     "streams.pxi": "streams pools",
     "pools.pxi": "pools",
-    "stored.py": "dense linear embedding params",
+    "stored.py": "dense linear embedding module",
     "tape.py": "trace",
     "weights.py": "variants::test_against_the_oracle initial_states variants",
 }

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import cylstm
-from cylstm.params import Parameters
 
 MODULES = [
     cylstm.LSTM(3, 4), cylstm.GRU(3, 4, 2, bias=False), cylstm.RNN(3, 4, nonlinearity="relu"),
@@ -15,6 +14,8 @@ MODULES = [
     cylstm.LSTM(3, 4, activations=["sigmoid", ("leakyrelu", 0.2), "tanh"], cell_clip=2.0),
     cylstm.GRU(3, 4, reset_after=False, zoneout=0.1, clip=1.0, dtype="float64"),
     cylstm.RNN(3, 4, independent=True, batch_first=True, go_backwards=True),
+    cylstm.MinGRU(3, 4, 2), cylstm.MinLSTM(3, 4, bias=False), cylstm.AUGRU(3, 4),
+    cylstm.SLSTM(3, 4, num_heads=2, forget_gate="exp"),
     cylstm.Linear(3, 4, activation=("leakyrelu", 0.1), bias=False),
     cylstm.Embedding(3, 4, padding_idx=-1),
 ]  # fmt: skip
@@ -28,7 +29,7 @@ def test_a_module_made_again(module):
     with pytest.raises(TypeError):
         config["class"] = "GRU"
     for given in (config, dict(config), json.loads(json.dumps(dict(config)))):
-        for kind in (type(module), Parameters):
+        for kind in (type(module), cylstm.Module):
             made = kind.from_config(given, rng=0)
             assert type(made) is type(module)
             assert repr(made) == repr(module)
@@ -48,7 +49,7 @@ def test_the_same_seed_draws_the_same():
 
 
 def test_what_is_not_said_is_the_default():
-    made = Parameters.from_config({"class": "LSTM", "input_size": 3, "hidden_size": 4})
+    made = cylstm.Module.from_config({"class": "LSTM", "input_size": 3, "hidden_size": 4})
     assert repr(made) == "LSTM(3, 4)"
 
 
@@ -62,7 +63,7 @@ def test_subclasses():
     with pytest.raises(ValueError, match=r"^config: expected 'class' 'LSTM', got 'Encoder'"):
         cylstm.LSTM.from_config(encoder.config)
     with pytest.raises(ValueError, match=r"^config: .*module of cylstm, got 'Encoder'"):
-        Parameters.from_config(encoder.config)
+        cylstm.Module.from_config(encoder.config)
 
 
 def test_tied_weights_are_not_data():
@@ -89,4 +90,4 @@ def test_tied_weights_are_not_data():
 )  # fmt: skip
 def test_wrong_configurations(error, config, words):
     with pytest.raises(error, match=f"^{words}"):
-        Parameters.from_config(config)
+        cylstm.Module.from_config(config)

@@ -12,7 +12,7 @@ from helpers import DTYPES, assert_close, assert_same_bits
 
 import cylstm
 from cylstm import SGD, Adam, AdamW, Linear, clip_grad_norm, clip_grad_value
-from cylstm.params import Parameters
+from cylstm.module import Module
 
 STEPS = 50
 
@@ -58,7 +58,7 @@ OPTIMIZERS = [SGD, Adam, AdamW]
 
 
 def test_first_steps_by_hand():
-    module = Parameters({"w": (2,)}, np.dtype("float64"))
+    module = Module({"w": (2,)}, np.dtype("float64"))
     module.assign(np.array([1.0, 2.0]))
     module.flat_grads[...] = [0.5, -4.0]
     SGD(module, 0.1).step()
@@ -90,7 +90,7 @@ def updated(make, options, p, g, state, t):
 @pytest.mark.parametrize(("make", "name", "options"), CASES)
 def test_formulas(make, name, options):
     """Of parameters side by side, of which some are frozen for a while and then go on."""
-    module = Parameters({"a": (3,), "b": (5,), "c": (2,)}, np.dtype("float64"))
+    module = Module({"a": (3,), "b": (5,), "c": (2,)}, np.dtype("float64"))
     module.assign(np.random.default_rng(0).normal(size=10))
     expected, states = module.state_dict(), {"a": {}, "b": {}, "c": {}}
     counts = dict.fromkeys(expected, 0)
@@ -125,8 +125,8 @@ def test_float32_follows_float64(make, name, options):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_vectors_as_short_ones(dtype, make, name, options):
     size = 40_000  # more than two blocks
-    long = Parameters({"w": (size,)}, np.dtype(dtype))
-    parts = [Parameters({"w": (1_000,)}, np.dtype(dtype)) for _ in range(40)]
+    long = Module({"w": (size,)}, np.dtype(dtype))
+    parts = [Module({"w": (1_000,)}, np.dtype(dtype)) for _ in range(40)]
     start = np.random.default_rng(0).normal(size=size)
     long.assign(start)
     for part, values in zip(parts, start.reshape(40, -1), strict=True):
@@ -321,9 +321,9 @@ WIDE = {"a": (3,), "b": (40_000,), "c": (2, 2)}
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_frozen_parameters_are_left_alone(dtype, make, name, options, frozen):
     """The others have the bits that they have alone."""
-    module = Parameters(WIDE, np.dtype(dtype))
+    module = Module(WIDE, np.dtype(dtype))
     module.assign(np.random.default_rng(0).normal(size=module.flat_params.size))
-    rest = Parameters({k: v for k, v in WIDE.items() if k not in frozen}, np.dtype(dtype))
+    rest = Module({k: v for k, v in WIDE.items() if k not in frozen}, np.dtype(dtype))
     rest.assign({k: module.params[k] for k in rest.params})
     freeze(module, *frozen)
     before = module.state_dict()
@@ -502,7 +502,7 @@ def test_steps_raise_nothing(dtype, make, name, options, grad):
 
 
 def test_a_step_that_fails_is_not_counted():
-    class Broken(Parameters):
+    class Broken(Module):
         def assign(self, values):
             raise RuntimeError
 
@@ -594,7 +594,7 @@ def test_small_gradients_keep_their_bits():
 
 
 def test_norm_is_computed_in_float64():
-    module = Parameters({"w": (100_000,)}, np.dtype("float32"))
+    module = Module({"w": (100_000,)}, np.dtype("float32"))
     module.flat_grads[...] = 1e25
     assert clip_grad_norm(module, 1.0) == pytest.approx(1e25 * 100_000**0.5, rel=1e-7)
     assert_close(module.flat_grads, np.full(100_000, 100_000**-0.5), 1e-6)
@@ -604,7 +604,7 @@ def test_norm_is_computed_in_float64():
 
 @pytest.mark.parametrize("size", [1e200, 1e-200, 1e-320])
 def test_norm_of_float64_whose_squares_overflow(size):
-    module = Parameters({"w": (100_000,)}, np.dtype("float64"))
+    module = Module({"w": (100_000,)}, np.dtype("float64"))
     module.flat_grads[...] = size
     assert clip_grad_norm(module, 1.0, error_if_nonfinite=True) == pytest.approx(
         size * 100_000**0.5, rel=1e-3 if size == 1e-320 else 1e-12
@@ -631,7 +631,7 @@ def test_an_error_if_the_norm_is_not_finite(wrong):
 
 
 def test_an_infinite_norm_of_finite_gradients():
-    module = Parameters({"w": (4,)}, np.dtype("float64"))
+    module = Module({"w": (4,)}, np.dtype("float64"))
     module.flat_grads[...] = 1.7e308
     with pytest.raises(ValueError, match=r"^modules: expected gradients with a finite norm"):
         clip_grad_norm(module, 1.0, error_if_nonfinite=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         quantile_loss,
     )
     from cylstm.minimal import MinGRU, MinLSTM
+    from cylstm.module import Module
     from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
     from cylstm.slstm import SLSTM
     from cylstm.truncated import truncated_bptt
@@ -42,6 +43,7 @@ __all__ = [
     "Linear",
     "MinGRU",
     "MinLSTM",
+    "Module",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
@@ -74,6 +76,7 @@ _LATER = {
         "quantile_loss",
     ],
     "minimal": ["MinGRU", "MinLSTM"],
+    "module": ["Module"],
     "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
     "slstm": ["SLSTM"],
     "truncated": ["truncated_bptt"],

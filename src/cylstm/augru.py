@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from cylstm import checks
 from cylstm.layers import GRU
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.states import State
 from cylstm.tape import Tape
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 
 class AUGRU(GRU):

@@ -13,7 +13,7 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.cells import Extras
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt

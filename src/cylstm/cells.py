@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cylstm.params import Array
+from cylstm.module import Array
 
 
 class Activation(NamedTuple):

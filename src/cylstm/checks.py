@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt

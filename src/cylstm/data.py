@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cylstm.params import Array
+from cylstm.module import Array
 
 
 class Utterances(NamedTuple):

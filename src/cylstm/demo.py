@@ -24,7 +24,7 @@ import numpy as np
 
 import cylstm
 from cylstm.data import JapaneseVowels, Utterances, load_japanese_vowels
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.recurrent import Recurrent
 from cylstm.states import State
 

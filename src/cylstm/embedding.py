@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cylstm import checks, ragged
-from cylstm.params import draw
+from cylstm.module import draw
 from cylstm.stored import Stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 
 class EmbeddingTape(NamedTuple):

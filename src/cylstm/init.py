@@ -24,11 +24,11 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.layers import GRU, LSTM
-from cylstm.params import Array, draw_uniform
+from cylstm.module import Array, draw_uniform
 from cylstm.recurrent import Recurrent
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 _KINDS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr", "weight_peephole")
 _SUFFIX = re.compile(r"_l\d+(_reverse)?$")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from cylstm import activations as known
 from cylstm import checks
 from cylstm.cells import SIGMOID, TANH, Activation, Cell
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.recurrent import Recurrent
 from cylstm.structure import Checks
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 _RNN_CHECKS: Checks = {"independent": checks.flag}
 _LSTM_CHECKS: Checks = {

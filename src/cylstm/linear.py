@@ -10,14 +10,14 @@ import numpy as np
 from cylstm import activations, checks, ragged, threads
 from cylstm.embedding import Embedding
 from cylstm.kernels import dispatch, sequence
-from cylstm.params import Array, draw_uniform
+from cylstm.module import Array, draw_uniform
 from cylstm.stored import Stored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cylstm.cells import Activation
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 
 class LinearTape(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cylstm import checks
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm.structure import Structure

@@ -8,7 +8,7 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.batches import POOLED, Batch
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm.recurrent import Recurrent

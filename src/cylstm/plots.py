@@ -14,7 +14,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from cylstm.data import Utterances
 from cylstm.demo import CELLS, FEATURES, HIDDEN, Epoch, SpeakerNet, valid_frames
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.recurrent import Recurrent
 
 # Steps from the first frame to the loss, and sequences averaged over.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cylstm import checks
-from cylstm.params import Array
+from cylstm.module import Array
 
 
 class Layout(NamedTuple):

@@ -12,13 +12,13 @@ from cylstm import checks, masks, outputs, states, threads, weights
 from cylstm.batches import Batch, is_ragged
 from cylstm.cells import Extras
 from cylstm.kernels import sequence
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.states import Parts, State
 from cylstm.structure import Structure
 from cylstm.tape import Tape
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
     from cylstm.streams import Stream, StreamPool
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from cylstm import checks
 from cylstm.cells import SIGMOID, TANH, Activation, Cell
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.recurrent import Recurrent
 from cylstm.structure import Checks
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 LINEAR = Activation("affine", 1.0)
 _CHECKS: Checks = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cylstm import checks
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm.batches import Batch

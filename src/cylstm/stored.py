@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from cylstm.kernels import sequence
-from cylstm.params import Array, Parameters
+from cylstm.module import Array, Module
 
 
-class Stored(Parameters):
+class Stored(Module):
     """Parameters that calls read in place while `assign` waits, and tapes refer to.
 
     A tape refers to a snapshot, which is the storage itself until that changes: `assign` copies the
@@ -25,7 +25,7 @@ class Stored(Parameters):
         self._shared = sequence.Storage(self._storage)
 
     def _write(self, changes: list[tuple[Array, Array]]) -> None:
-        """Write when no call reads; see `Parameters._write`."""
+        """Write when no call reads; see `Module._write`."""
         self._shared.write([(old, np.ascontiguousarray(new, old.dtype)) for old, new in changes])
 
     def _snapshot(self) -> sequence.Snapshot:

@@ -15,7 +15,7 @@ from cylstm import checks, outputs, threads, weights
 from cylstm.cells import Activation, Cell
 from cylstm.kernels import sequence
 from cylstm.masks import Masks
-from cylstm.params import Array, Parameters, draw_uniform
+from cylstm.module import Array, Module, draw_uniform
 from cylstm.states import Parts
 
 Checks = dict[str, Callable[[str, Any], Any]]
@@ -49,7 +49,7 @@ def _level_outside() -> int:
 VECTOR = 16
 
 
-class Structure(Parameters):
+class Structure(Module):
     """What recurrent layers are made of, before any of them runs."""
 
     if TYPE_CHECKING:  # annotations would show in help
@@ -88,7 +88,7 @@ class Structure(Parameters):
     _heads = 1
     #: Activations of the textbook cell, by gate.
     _usual: Mapping[str, Activation] = {}
-    _fixed = Parameters._fixed | {
+    _fixed = Module._fixed | {
         "gates", "states", "hidden_sizes", "num_directions", "input_sizes", "output_sizes",
     }  # fmt: skip
 
@@ -130,7 +130,7 @@ class Structure(Parameters):
         self._rng = checks.generator("rng", given["rng"])
         #: Whether masks repeat from run to run; otherwise no two copies draw the same.
         self._seeded = given["rng"] is not None
-        Parameters.__init__(self, named, dtype)
+        Module.__init__(self, named, dtype)
         if self._draws_parameters():
             with self._changing():
                 self._initialise(self.split(self._storage))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm import masks, states

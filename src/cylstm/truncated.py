@@ -10,13 +10,13 @@ import numpy as np
 
 from cylstm import checks, states, threads
 from cylstm.batches import Batch
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.recurrent import Recurrent
 from cylstm.states import State
 from cylstm.tape import Tape
 
 if TYPE_CHECKING:
-    from cylstm.params import Rng
+    from cylstm.module import Rng
 
 
 class Piece(NamedTuple):

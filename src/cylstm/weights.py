@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cylstm.kernels import dispatch, sequence
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm.structure import Structure

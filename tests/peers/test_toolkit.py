@@ -11,7 +11,7 @@ from test_optim import CASES, STEPS, gradients
 
 import cylstm
 from cylstm import Linear, clip_grad_norm, clip_grad_value
-from cylstm.params import Parameters
+from cylstm.module import Module
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -115,7 +115,7 @@ def test_clipping_is_pytorchs(dtype, max_norm):
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan])
 def test_norm_that_is_not_finite(wrong):
-    module = Parameters({"w": (2,)}, np.dtype("float64"))
+    module = Module({"w": (2,)}, np.dtype("float64"))
     module.flat_grads[...] = [3.0, wrong]
     twin = torch.zeros(2, dtype=torch.float64)
     twin.grad = torch.from_numpy(module.flat_grads.copy())

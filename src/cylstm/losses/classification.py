@@ -8,7 +8,7 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.losses.elements import Elements, Steps, numbers
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cylstm import checks
-from cylstm.params import Array
+from cylstm.module import Array
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cylstm import checks
+from cylstm.module import Array, Module
 from cylstm.optim.optimizer import Optimizer, Option
-from cylstm.params import Array, Parameters
 
 
 def _at_least_0(name: str, value: Any) -> float:
@@ -46,7 +46,7 @@ class SGD(Optimizer):
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         What to train.
     lr : float
         Learning rate, at least 0.
@@ -59,7 +59,7 @@ class SGD(Optimizer):
 
     Attributes
     ----------
-    modules : tuple of Parameters
+    modules : tuple of Module
         What is trained.
     steps : int
         Number of steps done.
@@ -70,7 +70,7 @@ class SGD(Optimizer):
     Raises
     ------
     TypeError
-        `modules` are not `Parameters`, or a number is not one.
+        `modules` are not `Module`, or a number is not one.
     ValueError
         A number is out of range, there are no modules, or one comes twice.
     """
@@ -82,7 +82,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        modules: Parameters | Iterable[Parameters],
+        modules: Module | Iterable[Module],
         lr: float,
         *,
         momentum: float = 0.0,
@@ -136,7 +136,7 @@ class Adam(Optimizer):
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         What to train.
     lr : float, default 1e-3
         Learning rate, at least 0.
@@ -149,7 +149,7 @@ class Adam(Optimizer):
 
     Attributes
     ----------
-    modules : tuple of Parameters
+    modules : tuple of Module
         What is trained.
     steps : int
         Number of steps done.
@@ -160,7 +160,7 @@ class Adam(Optimizer):
     Raises
     ------
     TypeError
-        `modules` are not `Parameters`, or a number is not one.
+        `modules` are not `Module`, or a number is not one.
     ValueError
         A number is out of range, there are no modules, or one comes twice.
     """
@@ -172,7 +172,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        modules: Parameters | Iterable[Parameters],
+        modules: Module | Iterable[Module],
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -230,7 +230,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         What to train.
     lr : float, default 1e-3
         Learning rate, at least 0.
@@ -243,7 +243,7 @@ class AdamW(Adam):
 
     Attributes
     ----------
-    modules : tuple of Parameters
+    modules : tuple of Module
         What is trained.
     steps : int
         Number of steps done.
@@ -254,14 +254,14 @@ class AdamW(Adam):
     Raises
     ------
     TypeError
-        `modules` are not `Parameters`, or a number is not one.
+        `modules` are not `Module`, or a number is not one.
     ValueError
         A number is out of range, there are no modules, or one comes twice.
     """
 
     def __init__(
         self,
-        modules: Parameters | Iterable[Parameters],
+        modules: Module | Iterable[Module],
         lr: float = 1e-3,
         *,
         betas: tuple[float, float] = (0.9, 0.999),

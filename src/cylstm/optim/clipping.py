@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from cylstm import checks
+from cylstm.module import Array, Module
 from cylstm.optim.optimizer import blocks, modules_of
-from cylstm.params import Array, Parameters
 
 
 def clip_grad_norm(
-    modules: Parameters | Iterable[Parameters],
+    modules: Module | Iterable[Module],
     max_norm: float,
     *,
     error_if_nonfinite: bool = False,
@@ -27,7 +27,7 @@ def clip_grad_norm(
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         Whose gradients to scale.
     max_norm : float
         At least 0; infinity only measures.
@@ -42,7 +42,7 @@ def clip_grad_norm(
     Raises
     ------
     TypeError
-        `modules` are not `Parameters`, `max_norm` is not a number, or `error_if_nonfinite` is
+        `modules` are not `Module`, `max_norm` is not a number, or `error_if_nonfinite` is
         neither True nor False.
     ValueError
         `max_norm` is negative or NaN, there are no modules, one comes twice, or, with
@@ -64,7 +64,7 @@ def clip_grad_norm(
     return norm
 
 
-def clip_grad_value(modules: Parameters | Iterable[Parameters], max_value: float) -> None:
+def clip_grad_value(modules: Module | Iterable[Module], max_value: float) -> None:
     """Clamp every gradient of all modules to [-max_value, max_value].
 
     As `torch.nn.utils.clip_grad_value_`. Unlike `clip_grad_norm` it changes the direction of the
@@ -73,7 +73,7 @@ def clip_grad_value(modules: Parameters | Iterable[Parameters], max_value: float
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         Whose gradients to clamp.
     max_value : float
         At least 0.
@@ -81,7 +81,7 @@ def clip_grad_value(modules: Parameters | Iterable[Parameters], max_value: float
     Raises
     ------
     TypeError
-        `modules` are not `Parameters`, or `max_value` is not a number.
+        `modules` are not `Module`, or `max_value` is not a number.
     ValueError
         `max_value` is negative or NaN, there are no modules, or one comes twice.
     """
@@ -93,7 +93,7 @@ def clip_grad_value(modules: Parameters | Iterable[Parameters], max_value: float
             np.clip(vector, -bound, bound, out=vector)
 
 
-def _trainable(modules: tuple[Parameters, ...]) -> list[Array]:
+def _trainable(modules: tuple[Module, ...]) -> list[Array]:
     """Return views of the gradients that are not frozen."""
     return [module.flat_grads[part] for module in modules for part in module.trainable_slices()]
 
@@ -116,7 +116,7 @@ def _sum_of_squares(vectors: list[Array], unit: float | None = None) -> float:
     return sum(float(np.square(part, dtype=np.float64).sum()) for part in parts)
 
 
-def _not_finite(modules: tuple[Parameters, ...], norm: float) -> str:
+def _not_finite(modules: tuple[Module, ...], norm: float) -> str:
     """Say where the first gradient is that is not finite."""
     for i, module in enumerate(modules):
         for name, grad in module.grads.items():

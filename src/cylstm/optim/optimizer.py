@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cylstm import checks
-from cylstm.params import Array, Parameters
+from cylstm.module import Array, Module
 
 # Elements of a step done at once, so that the vectors of all its operations stay in the L2 cache.
 _BLOCK = 16384
@@ -44,13 +44,13 @@ class Optimizer:
 
     Parameters
     ----------
-    modules : Parameters or iterable of Parameters
+    modules : Module or iterable of Module
         What to train.
     **options : Any
         All hyperparameters by name.
     """
 
-    def __init__(self, modules: Parameters | Iterable[Parameters], **options: Any) -> None:
+    def __init__(self, modules: Module | Iterable[Module], **options: Any) -> None:
         self._modules = modules_of(modules)
         self._steps = 0
         # Steps of each parameter: fewer than `steps` if it has been frozen for a while.
@@ -90,7 +90,7 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join([modules, *options])})"
 
     @property
-    def modules(self) -> tuple[Parameters, ...]:
+    def modules(self) -> tuple[Module, ...]:
         """What is trained."""
         return self._modules
 
@@ -284,7 +284,7 @@ class _Step:
         self.kept = at
 
 
-def _pieces(module: Parameters, counts: dict[str, int]) -> list[tuple[int, int, int]]:
+def _pieces(module: Module, counts: dict[str, int]) -> list[tuple[int, int, int]]:
     """Return the trainable ranges of the flat vector, each with the steps that it has done."""
     pieces: list[tuple[int, int, int]] = []
     trainable, begin = module.trainable_slices(), 0
@@ -306,14 +306,14 @@ def blocks(start: int, stop: int) -> Iterator[slice]:
         yield slice(at, min(at + _BLOCK, stop))
 
 
-def modules_of(modules: Any) -> tuple[Parameters, ...]:
+def modules_of(modules: Any) -> tuple[Module, ...]:
     """Check one module or several."""
-    one = isinstance(modules, (Parameters, Mapping, np.ndarray, str))
+    one = isinstance(modules, (Module, Mapping, np.ndarray, str))
     several = (modules,) if one or not isinstance(modules, Iterable) else tuple(modules)
     if not several:
         raise ValueError("modules: expected at least one, got none")
     for module in several:
-        if not isinstance(module, Parameters):
+        if not isinstance(module, Module):
             raise TypeError(
                 f"modules: expected cylstm modules, got {type(module).__name__}; "
                 "pass the layer itself, not its parameters"

@@ -13,7 +13,7 @@ import numpy as np
 
 from cylstm import checks, threads
 from cylstm.kernels import sequence
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.states import State
 from cylstm.streams import snapshots, state_rows
 from cylstm.streams.state_rows import StateStatistics

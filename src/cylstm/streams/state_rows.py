@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cylstm import checks, states
-from cylstm.params import Array
+from cylstm.module import Array
 from cylstm.states import State
 
 if TYPE_CHECKING:

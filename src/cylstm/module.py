@@ -1,6 +1,6 @@
 """Storage of trainable parameters: one flat vector, named read-only views, and gradients alike.
 
-Everything trainable (`RNN`, `LSTM`, `GRU`, `Linear`, `Embedding`) is a `Parameters`. Optimisers
+Everything trainable (`RNN`, `LSTM`, `GRU`, `Linear`, `Embedding`) is a `Module`. Optimisers
 and all-reduces see one contiguous vector per module and never need the names.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # naming numpy.random would import it
     Rng = int | np.random.Generator | None
 
 
-_alive: weakref.WeakSet[Parameters] = weakref.WeakSet()
+_alive: weakref.WeakSet[Module] = weakref.WeakSet()
 _REQUIRED = object()
 #: Numbers drawn at once, so that no array is made of the size of the parameters.
 _BLOCK = 65536
@@ -92,7 +92,7 @@ class Gradients(Mapping[str, Array]):
         return repr(self._views)
 
 
-class Parameters:
+class Module:
     """Named parameters of one module, stored as one flat vector.
 
     The parameters can be read as `params` (PyTorch names) or as `flat_params`; both are read-only
@@ -137,7 +137,7 @@ class Parameters:
             cls._fixed = cls._fixed | cls._signature.keys()
 
         @functools.wraps(init)
-        def __init__(self: Parameters, *arguments: Any, **options: Any) -> None:
+        def __init__(self: Module, *arguments: Any, **options: Any) -> None:
             init(self, *arguments, **options)
             kind = type(self)
             if kind.__init__ is __init__:
@@ -616,11 +616,11 @@ class Parameters:
         self._make_views()
         self._changed()
 
-    def __copy__(self) -> Parameters:
+    def __copy__(self) -> Module:
         """Copy everything: a change in one of two layers over one storage would be ignored."""
         return self.__deepcopy__({})
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Parameters:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Module:
         """Copy everything of one moment but the gradients, which are zero in the copy."""
         import copy  # seldom needed, and slow to import
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from helpers import DTYPES, assert_same_bits
 
-from cylstm.params import Parameters
+from cylstm.module import Module
 
 SHAPES = {"weight": (3, 2), "matrix": (2, 2), "bias": (3,), "scalar": ()}
 SIZE = 6 + 4 + 3 + 1
 
 
-class Counting(Parameters):
+class Counting(Module):
     """Parameters with something derived from them."""
 
     def __init__(self, shapes, dtype):
@@ -39,7 +39,7 @@ def module():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_layout(dtype):
-    module = Parameters(SHAPES, np.dtype(dtype))
+    module = Module(SHAPES, np.dtype(dtype))
     assert module.flat_params.dtype == module.flat_grads.dtype == dtype
     assert module.flat_params.shape == module.flat_grads.shape == (SIZE,)
     assert not module.flat_params.any() and not module.flat_grads.any()
@@ -310,7 +310,7 @@ def test_a_change_is_whole_for_other_threads():
     done = threading.Event()
     finished_meanwhile = []
 
-    class Slow(Parameters):
+    class Slow(Module):
         def _changed(self):
             if not threads:
                 threads.append(threading.Thread(target=change))
@@ -329,7 +329,7 @@ def test_a_change_is_whole_for_other_threads():
     assert module.params["scalar"] == 2
 
 
-class Own(Parameters):
+class Own(Module):
     """A module with attributes of its own."""
 
     declared: int
@@ -457,7 +457,7 @@ def test_freezing(module):
 
 def versions(read):
     """What `read(module)` gives while another thread changes all numbers at once."""
-    module = Parameters({"a": (20_000,), "b": (20_000,), "c": (3,)}, np.dtype("float64"))
+    module = Module({"a": (20_000,), "b": (20_000,), "c": (3,)}, np.dtype("float64"))
     values = [np.full(module.flat_params.size, float(i)) for i in range(2)]
     stop = threading.Event()
 
@@ -504,7 +504,7 @@ def test_copies_wait_for_a_change_to_be_whole(module, how):
 
 
 def test_pickles_have_no_gradients():
-    module = Parameters({"weight": (1000, 100)}, np.dtype("float32"))
+    module = Module({"weight": (1000, 100)}, np.dtype("float32"))
     assert len(pickle.dumps(module)) < 1.01 * module.flat_params.nbytes + 2000
 
 
@@ -516,5 +516,5 @@ def test_a_change_that_fails_half_way_is_not_ignored(module):
 
 def test_parameters_beyond_any_memory():
     for shape in ((2**31 - 1, 2**33), (2**62,), (2**70,)):
-        with pytest.raises(MemoryError, match=r"^Parameters\(\): expected parameters that fit"):
-            Parameters({"weight": shape}, np.dtype("float32"))
+        with pytest.raises(MemoryError, match=r"^Module\(\): expected parameters that fit"):
+            Module({"weight": shape}, np.dtype("float32"))
