@@ -62,7 +62,7 @@ thread() {
     wrapper=(setarch -R) # which this sanitizer needs: no random addresses
     check thread CYLSTM_SEEDS=30 LD_PRELOAD="$(libraries libtsan.so)" \
         TSAN_OPTIONS="suppressions=$root/tests/chaos/tsan.supp exitcode=66" -- \
-        tests/chaos/test_chaos.py -k "bits or checkpoints or share or run_again or loses or pauses"
+        tests/chaos/test_chaos.py -k "bits or checkpoints or share or used_again or loses or pauses"
 }
 
 address() {
@@ -70,7 +70,7 @@ address() {
     check address LD_PRELOAD="$(libraries libasan.so libubsan.so libstdc++.so.6)" \
         PYTHONMALLOC=malloc UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
         ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 -- \
-        tests/test_{native,bits,steps,sequences,again,threads}.py \
+        tests/test_{native,bits,steps,sequences,plans,threads}.py \
         tests/test_variants.py -k "not float32 and not forked_child"
 }
 
