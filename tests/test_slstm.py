@@ -132,3 +132,20 @@ def test_state_out_takes_all_four():
         p.layer(p.x, p.state, state_out=bad)
     with pytest.raises(TypeError, match=r"state: expected a tuple \(h, c, n, m\), got 2"):
         p.layer(p.x, p.state[:2])
+
+
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+def test_the_first_stabiliser_is_the_input_gates(forget_gate):
+    """Whatever the forget gate is, for nothing is kept yet: so is its gradient."""
+    layer = cylstm.SLSTM(3, 4, forget_gate=forget_gate, dtype="float64", rng=0)
+    bias = np.concatenate([np.full(4, -5.0), np.full(4, 5.0), np.zeros(8)])
+    layer.assign({"bias_ih_l0": bias})
+    rng = np.random.default_rng(0)
+    x, dm = rng.normal(size=(1, 2, 3)), rng.normal(size=(1, 2, 4))
+    _, (h, c, n, m), tape = layer.forward(x)
+    expected = x[0] @ layer.params["weight_ih_l0"][:4].T - 5 + layer.params["bias_hh_l0"][:4]
+    np.testing.assert_allclose(m[0], expected)
+    np.testing.assert_allclose(n, 1)
+    layer.backward(tape, None, (np.zeros_like(h), np.zeros_like(c), np.zeros_like(n), dm))
+    np.testing.assert_allclose(layer.grads["bias_ih_l0"][:4], dm.sum(axis=(0, 1)))
+    assert not np.any(layer.grads["bias_ih_l0"][4:])
