@@ -101,7 +101,7 @@ def extension(name, sources, cflags=(), macros=()):
         f"cylstm.kernels.{name}",
         list(map(str, sources)),
         depends=["setup.py", *map(str, headers)],
-        include_dirs=[str(KERNELS), str(THREADS), np.get_include()],
+        include_dirs=[str(KERNELS), np.get_include()],
         define_macros=[*MACROS, *macros],
         extra_compile_args=[*CFLAGS, *cflags, *checks],
         extra_link_args=[*LDFLAGS, *link_checks],

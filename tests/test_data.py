@@ -26,7 +26,7 @@ def test_shapes_and_values():
 
 
 def test_frames_are_those_of_the_file():
-    path = resources.files("cylstm") / "data" / "japanese_vowels.npz"
+    path = resources.files("cylstm") / "datasets" / "japanese_vowels.npz"
     with path.open("rb") as file, np.load(file) as arrays:
         for name, part in load_japanese_vowels()._asdict().items():
             pieces = np.split(arrays[f"{name}_frames"], np.cumsum(part.lengths)[:-1])
@@ -45,6 +45,6 @@ def test_arrays_are_fresh():
 
 
 def test_source_is_named():
-    text = (resources.files("cylstm") / "data" / "README.md").read_text(encoding="utf-8")
+    text = (resources.files("cylstm") / "datasets" / "README.md").read_text(encoding="utf-8")
     for words in ("Kudo", "Toyama", "Shimbo", "UCI Machine Learning Repository", "CC BY 4.0"):
         assert words in text

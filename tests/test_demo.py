@@ -8,9 +8,9 @@ import pytest
 from helpers import run_python
 
 import cylstm
-from cylstm import demo
 from cylstm.__main__ import main
-from cylstm.data import load_japanese_vowels
+from cylstm.datasets.japanese_vowels import load_japanese_vowels
+from cylstm.examples import japanese_vowels as demo
 
 CELLS = ("lstm", "gru", "rnn")
 
@@ -162,7 +162,7 @@ def test_plot(cell, tmp_path, capsys):
 
 
 def test_gradient_flow():
-    from cylstm.plots import gradient_flow
+    from cylstm.examples.japanese_vowels_figure import gradient_flow
 
     layer = cylstm.GRU(2, 3, dtype="float64", rng=0)
     x = np.random.default_rng(1).normal(size=(4, 2, 2))
@@ -178,7 +178,7 @@ def test_gradient_flow():
 
 
 def test_gradients_vanish_in_untrained_cells_unless_the_forget_gate_is_open(data):
-    from cylstm.plots import gradient_flows
+    from cylstm.examples.japanese_vowels_figure import gradient_flows
 
     rnn, gru, lstm = (gradient_flows(net(cell), data.test) for cell in ("rnn", "gru", "lstm"))
     at = 60

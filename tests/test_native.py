@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import cylstm
-from cylstm.cells import Extras
+from cylstm.engine.cells import Extras
 from cylstm.kernels import dispatch, sequence
 
 STEPS, ROWS, INPUTS, HIDDEN = 3, 2, 4, 5

@@ -710,7 +710,7 @@ def interrupted_at(opcode, call):
     ],
 )
 def test_an_interrupted_step_is_made_or_not(make, monkeypatch):
-    monkeypatch.setattr("cylstm.optim.optimizer._BLOCK", 16)  # several for each module
+    monkeypatch.setattr("cylstm.training.optim.optimizer._BLOCK", 16)  # several for each module
     modules = [cylstm.Linear(5, 4, rng=0), cylstm.LSTM(2, 1, rng=1)]
     modules[1].freeze("bias_hh_l0")
     optimizer = make(modules)

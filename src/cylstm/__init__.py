@@ -5,16 +5,21 @@ from typing import TYPE_CHECKING, Any
 # Before ours: inside nested imports CPython's frames make NumPy's import up to 12 ms slower.
 import numpy  # noqa: F401
 
-from cylstm.layers import GRU, LSTM, RNN
-from cylstm.threads import config, get_num_threads, set_num_threads, show_config
+from cylstm.layers.gru import GRU
+from cylstm.layers.lstm import LSTM
+from cylstm.layers.rnn import RNN
+from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 
 if TYPE_CHECKING:
     from cylstm import init
-    from cylstm.augru import AUGRU
-    from cylstm.data import load_japanese_vowels
-    from cylstm.embedding import Embedding
-    from cylstm.linear import Linear
-    from cylstm.losses import (
+    from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.layers.augru import AUGRU
+    from cylstm.layers.embedding import Embedding
+    from cylstm.layers.linear import Linear
+    from cylstm.layers.minimal import MinGRU, MinLSTM
+    from cylstm.layers.slstm import SLSTM
+    from cylstm.module import Module
+    from cylstm.training.losses import (
         binary_cross_entropy_with_logits,
         cross_entropy,
         huber_loss,
@@ -22,11 +27,8 @@ if TYPE_CHECKING:
         mse_loss,
         quantile_loss,
     )
-    from cylstm.minimal import MinGRU, MinLSTM
-    from cylstm.module import Module
-    from cylstm.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
-    from cylstm.slstm import SLSTM
-    from cylstm.truncated import truncated_bptt
+    from cylstm.training.optim import SGD, Adam, AdamW, clip_grad_norm, clip_grad_value
+    from cylstm.training.truncated import truncated_bptt
 
 __version__ = "0.1.0"
 
@@ -63,11 +65,11 @@ __all__ = [
 
 # What few programs need is imported when it is first used: the others start sooner.
 _LATER = {
-    "augru": ["AUGRU"],
-    "data": ["load_japanese_vowels"],
-    "embedding": ["Embedding"],
-    "linear": ["Linear"],
-    "losses": [
+    "layers.augru": ["AUGRU"],
+    "datasets.japanese_vowels": ["load_japanese_vowels"],
+    "layers.embedding": ["Embedding"],
+    "layers.linear": ["Linear"],
+    "training.losses": [
         "binary_cross_entropy_with_logits",
         "cross_entropy",
         "huber_loss",
@@ -75,11 +77,11 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
-    "minimal": ["MinGRU", "MinLSTM"],
+    "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
-    "optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
-    "slstm": ["SLSTM"],
-    "truncated": ["truncated_bptt"],
+    "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "layers.slstm": ["SLSTM"],
+    "training.truncated": ["truncated_bptt"],
 }
 
 

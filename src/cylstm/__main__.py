@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cylstm
-from cylstm import demo
+from cylstm.examples import japanese_vowels as demo
 
 
 def at_least(least: int) -> Callable[[str], int]:

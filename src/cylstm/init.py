@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cylstm import checks
-from cylstm.layers import GRU, LSTM
+from cylstm.layers.gru import GRU
+from cylstm.layers.lstm import LSTM
+from cylstm.layers.recurrent import Recurrent
 from cylstm.module import Array, draw_uniform
-from cylstm.recurrent import Recurrent
 
 if TYPE_CHECKING:
     from cylstm.module import Rng

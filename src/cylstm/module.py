@@ -583,7 +583,8 @@ class Module:
         ValueError
             A shape differs. Nothing has been changed in any of these cases.
         """
-        from cylstm import checks, loading  # which import this module
+        from cylstm import checks  # which imports this module
+        from cylstm.io import state_dict as loading
 
         checks.flag("strict", strict)
         found = loading.entries(state, prefix, self._shapes.__contains__)

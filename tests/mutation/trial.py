@@ -30,9 +30,9 @@ LEVEL = "neon" if platform.machine() in ("aarch64", "arm64") else "avx2"
 REALS = ("f64", "f32")
 BOTH_REALS = {"simd.h", "states.pxi"}
 SAME_IN_BOTH = {
-    "activations.py", "batches.py", "cells.py", "layers.py", "masks.py", "outputs.py",
-    "recurrent.py", "segments.py", "states.py", "structure.py", "tape.py", "truncated.py",
-    "weights.py",
+    "activations.py", "batches.py", "cells.py", "gated.py", "gru.py", "lstm.py", "masks.py",
+    "outputs.py", "recurrent.py", "rnn.py", "segments.py", "states.py",
+    "structure.py", "tape.py", "truncated.py", "weights.py",
 }  # fmt: skip
 # A million steps take long without optimisation.
 QUICK, OF_ONE_REAL = "not 1000000", "not 1000000 and not float32"

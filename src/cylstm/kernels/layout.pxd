@@ -27,13 +27,13 @@ ctypedef enum Pick:
     MAX
     FINAL       # none: the state after the last step read, of each direction
 
-cdef extern from "activations.h":
+cdef extern from "math/activations.h":
     ctypedef struct Activation:
         int kind
         double alpha
         double beta
 
-cdef extern from "dense.h":
+cdef extern from "math/dense.h":
     enum: PANEL, PACKED_ROWS, TERM_BYTES, TERMS
 
 ctypedef struct Weights:

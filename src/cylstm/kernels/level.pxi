@@ -9,7 +9,7 @@ from cylstm.kernels.layout cimport (
     Activation, Blocks, CellKernels, CellStep, Dense, Level, Norm, Part, Sequence,
 )
 
-cdef extern from "simd.h" nogil:
+cdef extern from "math/simd.h" nogil:
     # Cython only needs to know that these are floating; C knows what they are.
     ctypedef double real
     ctypedef double vec
@@ -26,7 +26,7 @@ cdef extern from "simd.h" nogil:
     vec vfirst(vec v, Py_ssize_t n)
     vec vunequal(vec a, vec b, vec v)
 
-cdef extern from "activations.h" nogil:
+cdef extern from "math/activations.h" nogil:
     vec vclamp(vec x, vec low, vec high)
     vec vmix(vec w, vec a, vec b)
     vec vwithin(vec x, real bound, vec v)
@@ -37,7 +37,7 @@ cdef extern from "activations.h" nogil:
     vec activate(const Activation *act, vec x)
     vec d_activate(const Activation *act, vec x, vec y, vec dy)
 
-cdef extern from "tile.h" nogil:
+cdef extern from "math/tile.h" nogil:
     const Py_ssize_t FOLD
     ctypedef struct Tile:
         Py_ssize_t depth
@@ -57,7 +57,7 @@ cdef extern from "tile.h" nogil:
                            Py_ssize_t depth)
     Py_ssize_t tile_rows(Py_ssize_t gates, Py_ssize_t blocks)
 
-cdef extern from "dense.h" nogil:
+cdef extern from "math/dense.h" nogil:
     enum: OUTPUTS, ROW_OUTPUTS, TILE_ROWS
     ctypedef struct Dots:
         Py_ssize_t depth
@@ -87,12 +87,12 @@ cdef extern from "dense.h" nogil:
     void pack_rows(Py_ssize_t rows, const real *a, Py_ssize_t a_row, Py_ssize_t depth,
                    Py_ssize_t width, vec *packed)
 
-include "packing.pxi"
+include "math/packing.pxi"
 include "states.pxi"
 include "cells.pxi"
-include "products.pxi"
-include "norms.pxi"
-include "dense.pxi"
+include "math/products.pxi"
+include "math/norms.pxi"
+include "math/dense.pxi"
 
 cdef void activation(const Activation *act, const void *x, void *y, Py_ssize_t n) noexcept nogil:
     """y = f(x); x and y may be one array."""

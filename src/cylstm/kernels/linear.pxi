@@ -2,7 +2,7 @@
 
 from numpy import require as np_require
 
-cdef extern from "guard.h" nogil:
+cdef extern from "threads/guard.h" nogil:
     ctypedef struct Guard:
         pass
     void begin_read(Guard *guard)

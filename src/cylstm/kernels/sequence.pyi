@@ -5,8 +5,8 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import disjoint_base
 
-from cylstm.cells import Cell, Extras
-from cylstm.recurrent import Recurrent
+from cylstm.engine.cells import Cell, Extras
+from cylstm.layers.recurrent import Recurrent
 
 OPENMP: Final[bool]
 ACTIVATIONS: Final[dict[str, int]]

@@ -22,7 +22,7 @@ from cylstm.kernels.layout cimport (
 
 cnp.import_array()
 
-cdef extern from "machine.h" nogil:
+cdef extern from "threads/machine.h" nogil:
     ctypedef unsigned FpMode
     const bint HAS_OPENMP
     int omp_get_max_threads()
@@ -36,19 +36,19 @@ cdef extern from "machine.h" nogil:
     bint in_main_thread()
     int affinity_cpus()
 
-cdef extern from "memory.h" nogil:
+cdef extern from "threads/memory.h" nogil:
     const bint EXACT_MEMORY
     void *allocate(size_t *size)
     void release(void *block, size_t size)
 
-cdef extern from "chaos.h" nogil:
+cdef extern from "threads/chaos.h" nogil:
     const bint HAS_CHAOS
     const int CHAOS_POINTS
     void set_chaos "chaos"(unsigned long seed)
     const char *chaos_name(int point)
     long chaos_count(int point)
 
-cdef extern from "team.h" nogil:
+cdef extern from "threads/team.h" nogil:
     ctypedef enum JobState:
         IDLE
         RUNNING
@@ -99,7 +99,7 @@ cdef extern from "team.h" nogil:
     void note_crowd(bint crowded)
     void watch_forks()
 
-cdef extern from "activations.h":
+cdef extern from "math/activations.h":
     int SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID
     int ELU, SOFTSIGN, SOFTPLUS
 
@@ -213,7 +213,7 @@ cdef Level *level_of(capsule) except NULL:
     return <Level *>PyCapsule_GetPointer(capsule, "cylstm.Level")
 
 
-include "packed.pxi"
+include "math/packed.pxi"
 
 
 cdef int expect(str name, values, Py_ssize_t count) except -1:

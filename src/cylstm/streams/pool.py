@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cylstm import checks, threads
+from cylstm import checks, runtime
+from cylstm.engine.states import State
 from cylstm.kernels import sequence
 from cylstm.module import Array
-from cylstm.states import State
 from cylstm.streams import snapshots, state_rows
 from cylstm.streams.state_rows import StateStatistics
 
 if TYPE_CHECKING:
-    from cylstm.recurrent import Recurrent
+    from cylstm.layers.recurrent import Recurrent
 
 MOST_STREAMS = 2**24
 
@@ -89,7 +89,7 @@ class StreamPool(sequence.PoolBase):
         if clock is not None and not callable(clock):
             raise TypeError(f"clock: expected a callable or None, got {clock!r}")
         self._latency = checks.number("latency", latency, 0, float("inf"))
-        super().__init__(layer, slots, clock, threads.number)
+        super().__init__(layer, slots, clock, runtime.number)
         self._width = state_rows.width(layer)
         self._waiting: dict[int, deque[Array]] = {}
         self._outputs: dict[int, list[Array]] = {}  # of frames fed, not returned yet

@@ -24,7 +24,7 @@ import numpy as np
 from cylstm.module import Array
 
 if TYPE_CHECKING:
-    from cylstm.recurrent import Recurrent
+    from cylstm.layers.recurrent import Recurrent
 
 MAGIC, VERSION = b"CYLSTM-S", 1
 HEAD = struct.Struct("<8sHHII16s16s")

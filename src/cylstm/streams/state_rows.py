@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cylstm import checks, states
+from cylstm import checks
+from cylstm.engine import states
+from cylstm.engine.states import State
 from cylstm.module import Array
-from cylstm.states import State
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cylstm.recurrent import Recurrent
+    from cylstm.layers.recurrent import Recurrent
 
 #: From which |h| on a unit counts as saturated.
 SATURATED = 0.99

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cylstm import checks, threads
-from cylstm.batches import is_ragged
+from cylstm import checks, runtime
+from cylstm.engine.batches import is_ragged
+from cylstm.engine.states import State
 from cylstm.kernels import sequence
 from cylstm.module import Array
-from cylstm.states import State
 from cylstm.streams import snapshots, state_rows
 from cylstm.streams.state_rows import StateStatistics
 
 if TYPE_CHECKING:
-    from cylstm.recurrent import Recurrent
+    from cylstm.layers.recurrent import Recurrent
 
 
 class Stream(sequence.StreamBase):
@@ -54,7 +54,7 @@ class Stream(sequence.StreamBase):
     ) -> None:
         state_rows.refuse_what_looks_ahead(layer)
         rows = checks.size("batch_size", batch_size)
-        super().__init__(layer, rows, num_threads, threads.number)
+        super().__init__(layer, rows, num_threads, runtime.number)
         self._all = np.arange(rows, dtype=np.intp)
         self._width = state_rows.width(layer)
         self.reset()

@@ -1,0 +1,1 @@
+"""Layers: what is special to each, and what the recurrent ones share."""
