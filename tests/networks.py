@@ -46,7 +46,7 @@ def forward(module, x, state, call):
     return found if len(found) == 3 else (found[0], None, found[1])
 
 
-def check_gradients(module, x, state=None, *, seed=0, rtol=1e-6, **call):
+def check_gradients(module, x, state=None, *, seed=0, rtol=1e-6, step=1e-3, **call):
     """Compare gradients of x, parameters and states with differences along random directions."""
     rng = np.random.default_rng(seed)
 
@@ -71,21 +71,23 @@ def check_gradients(module, x, state=None, *, seed=0, rtol=1e-6, **call):
     for _ in range(2):
         if dx is not None:
             move = drawn(x)
-            expected = slope(lambda step, m=move: loss(moved(x, step, m), state))
+            expected = slope(lambda step, m=move: loss(moved(x, step, m), state), step)
             np.testing.assert_allclose(dot(dx, move), expected, rtol=rtol, atol=1e-8)
             compared += 1
         if state:
             move = drawn(state)
-            expected = slope(lambda step, m=move: loss(x, moved(state, step, m)))
+            expected = slope(lambda s, m=move: loss(x, moved(state, s, m)), step)
             np.testing.assert_allclose(dot(dfirst, move), expected, rtol=rtol, atol=1e-8)
         if flat.size:
             move = rng.normal(size=flat.size)
 
-            def by_parameters(step, move=move):
-                module.assign(flat + step * move)
+            def by_parameters(s, move=move):
+                module.assign(flat + s * move)
                 return loss(x, state)
 
-            np.testing.assert_allclose(grads @ move, slope(by_parameters), rtol=rtol, atol=1e-8)
+            np.testing.assert_allclose(
+                grads @ move, slope(by_parameters, step), rtol=rtol, atol=1e-8
+            )
             module.assign(flat)
             compared += 1
     assert compared

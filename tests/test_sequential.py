@@ -378,7 +378,7 @@ def test_modules_that_do_not_go_together(modules, error, message):
         (normal(5, 2, 4), {}, ValueError, "x: expected shape (..., 3), got (5, 2, 4)"),
         ([normal(5, 4)], {}, ValueError, "x[0]: expected shape (..., 3), got (5, 4)"),
         (["a"], {}, TypeError, "x: expected real numbers"),
-        (normal(2, 5, 2, 3), {}, ValueError, "1 (LSTM): x: expected shape (T, B, I)"),
+        (normal(2, 5, 2, 3), {}, ValueError, "x: expected shape (T, B, C) or (T, C), got"),
         (normal(5, 2, 3), {"lengths": [5]}, ValueError, "lengths: expected shape (2,), got (1,)"),
         (normal(5, 2, 3), {"lengths": [5, 6]}, ValueError, "lengths: expected values from 0 to 5"),
         (normal(5, 2, 3), {"mask": np.ones((2, 5), bool)}, ValueError, "mask: expected shape (5,"),

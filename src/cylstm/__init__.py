@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
     from cylstm.layers.minimal import MinGRU, MinLSTM
+    from cylstm.layers.pool import Pool
     from cylstm.layers.sequential import Sequential
     from cylstm.layers.slstm import SLSTM
     from cylstm.module import Module
@@ -52,6 +53,7 @@ __all__ = [
     "MinGRU",
     "MinLSTM",
     "Module",
+    "Pool",
     "Sequential",
     "Softmax",
     "binary_cross_entropy_with_logits",
@@ -90,6 +92,7 @@ _LATER = {
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "layers.pool": ["Pool"],
     "layers.sequential": ["Sequential"],
     "layers.slstm": ["SLSTM"],
     "training.truncated": ["truncated_bptt"],

@@ -53,7 +53,8 @@ class Container(Flowing):
         self._batch_first = self._agreed(
             "batch_first", {path: leaf._batch_first for path, leaf in self._all().items()}
         )
-        self._has_state = any(child._has_state for child in self._children.values())
+        for option in ("_has_state", "_looks_along_time", "_ends_time"):
+            setattr(self, option, any(getattr(c, option) for c in self._children.values()))
         self._make_views()
 
     def _refuse(self, name: str, child: Any) -> None:

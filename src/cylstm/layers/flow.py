@@ -67,6 +67,29 @@ class Steps(NamedTuple):
             return a
         return np.where(found[..., None] if features else found, a, a.dtype.type(0))
 
+    def rows(self, a: Array) -> tuple[Array, npt.NDArray[np.bool_] | None]:
+        """Return an array as (B, T, C), and which steps are read; a view where that will do."""
+        if not self.ragged:
+            read = self.read(a.shape[:-1])
+            return self.by_row(a), None if read is None else self.by_row(read)
+        read = self._valid()
+        found = np.zeros((*read.shape, a.shape[-1]), a.dtype)
+        found[read] = a
+        return found, read
+
+    def of_rows(self, rows: Array) -> Array:
+        """Undo `rows`."""
+        if not self.ragged:
+            return self.from_rows(rows)
+        found: Array = rows[self._valid()]
+        return found
+
+    def _valid(self) -> npt.NDArray[np.bool_]:
+        """Return which of (B, T) are steps of the sequences that are end to end."""
+        lengths = np.empty(0, np.int64) if self.lengths is None else self.lengths
+        found: npt.NDArray[np.bool_] = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        return found
+
     def by_row(self, a: Array) -> Array:
         """View a padded array (T, B, ...), (B, T, ...) or (T, ...) as (B, T, ...)."""
         if not self.batched:
@@ -77,10 +100,10 @@ class Steps(NamedTuple):
 
     def from_rows(self, a: Array) -> Array:
         """Undo `by_row`."""
-        turned: Array = a[0]
-        if self.batched:
-            turned = a if self.batch_first else a.swapaxes(0, 1)
-        return turned
+        if not self.batched:
+            row: Array = a[0]
+            return row
+        return a if self.batch_first else a.swapaxes(0, 1)
 
 
 class Run(NamedTuple):
@@ -115,6 +138,8 @@ class Flowing(Module):
     _skips_unread = _leaves_zeros = False
     #: Whether it carries a state from call to call.
     _has_state = False
+    #: Whether it needs an axis of time, and whether it takes that away.
+    _looks_along_time = _ends_time = False
 
     @property
     def _time_second(self) -> bool:
@@ -168,6 +193,10 @@ def enter(module: Any, name: str, x: Any, lengths: Any, mask: Any) -> tuple[Arra
         return _enter_list(module, name, x, batch_first)
     found = module._ids(name, x) if ids else _numbers(module, name, x)
     axes = found.ndim - (not ids)
+    if module._looks_along_time and axes not in (1, 2):
+        layout = "(B, T{0}) or (T{0})" if batch_first else "(T, B{0}) or (T{0})"
+        layout = layout.format("" if ids else ", C")
+        raise ValueError(f"{name}: expected shape {layout}, got {found.shape}")
     steps = Steps(batch_first, axes >= 2)
     if lengths is None and mask is None:
         if ids:

@@ -518,7 +518,7 @@ class Recurrent(Structure):
 
     # On the way through a network
 
-    _skips_unread = _leaves_zeros = _has_state = True
+    _skips_unread = _leaves_zeros = _has_state = _looks_along_time = True
 
     @property
     def _width(self) -> int:  # type: ignore[override]

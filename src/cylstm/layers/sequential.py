@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Self
 
 from cylstm.layers import flow
 from cylstm.layers.container import Container
 from cylstm.layers.flow import Flowing, Passed, Run, Steps
+from cylstm.layers.pool import Pool
+from cylstm.layers.recurrent import Recurrent
 from cylstm.module import Array, Module
 
 
@@ -57,6 +60,8 @@ class Sequential(Container):
             if not name or "." in name:
                 raise ValueError(f"modules: expected names without dots, got {name!r}")
         self._adopt(children, "modules")
+        #: Recurrent layers that are asked for what the module after them would make of all outputs.
+        self._pooled = self._pools()
         self._features(None)
 
     # As a collection
@@ -99,6 +104,25 @@ class Sequential(Container):
 
     # On the way
 
+    def _pools(self) -> dict[str, str]:
+        """Find recurrent layers with a Pool after them that they can do themselves."""
+        found: dict[str, str] = {}
+        before: tuple[str, Any] = ("", None)
+        for name, child in self._children.items():
+            if isinstance(child, Pool):
+                layer = before[1]
+                if isinstance(layer, Recurrent):
+                    alike = layer.num_directions == 1 or layer.merge_mode == "concat"
+                    if alike or child.mode in ("final", "last"):
+                        found[before[0]] = child.mode
+                elif child.mode == "final":
+                    raise ValueError(
+                        f"modules[{name!r}]: expected a recurrent layer directly before a Pool of "
+                        f"mode 'final', got {layer!r}"
+                    )
+            before = name, child
+        return found
+
     def _first(self) -> Flowing | None:
         return next(iter(self._children.values()), None)
 
@@ -131,7 +155,7 @@ class Sequential(Container):
 
     def _features(self, width: int | None) -> int | None:
         """Features of the output; refuses modules whose sizes do not fit."""
-        before = "the input"
+        before, ended = "the input", False
         for name, child in self._children.items():
             if child._reads_ids and before != "the input":
                 raise ValueError(
@@ -143,6 +167,12 @@ class Sequential(Container):
                     f"modules[{name!r}]: expected a module that reads {width} features, which "
                     f"{before} has, got one that reads {child._width}"
                 )
+            if ended and child._looks_along_time:
+                raise ValueError(
+                    f"modules[{name!r}]: expected a module that needs no axis of time after a Pool,"
+                    f" got {child!r}"
+                )
+            ended = ended or child._ends_time
             try:
                 width = child._features(width)
             except ValueError as error:
@@ -152,10 +182,17 @@ class Sequential(Container):
 
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         given = self._states("state", state)
-        finals, tapes = [], {}
+        finals: list[Any] = []
+        tapes: dict[str, Any] = {}
+        asked: dict[str, Any] = {}
         for name, child in self._children.items():
+            if asked:  # the Pool after a layer that has been asked for its output
+                asked, tapes[name] = {}, None
+                continue
+            if name in self._pooled:
+                asked = {"return_": self._pooled[name]}
             try:
-                passed = child._pass(x, given.get(name), steps, run)
+                passed = child._pass(x, given.get(name), steps, run, **asked)
             except (TypeError, ValueError) as error:
                 flow.named(error, name, child)
             x, steps = passed.y, passed.steps
@@ -167,7 +204,10 @@ class Sequential(Container):
     def _pass_back(self, tape: Any, dy: Any, dstate: Any, run: Run) -> tuple[Any, Any]:
         given = self._states("dstate", dstate)
         firsts: list[Any] = []
+        done = {pool for before, pool in pairwise(self._children) if before in self._pooled}
         for name, child in reversed(self._children.items()):
+            if name in done:
+                continue
             dy, dfirst = child._pass_back(tape[name], dy, given.get(name), run)
             if child._has_state:
                 firsts.insert(0, dfirst)
