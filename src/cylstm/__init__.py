@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
     from cylstm.layers.minimal import MinGRU, MinLSTM
+    from cylstm.layers.norm import BatchNorm, LayerNorm
     from cylstm.layers.pool import Pool
     from cylstm.layers.sequential import Sequential
     from cylstm.layers.slstm import SLSTM
@@ -46,8 +47,10 @@ __all__ = [
     "Activation",
     "Adam",
     "AdamW",
+    "BatchNorm",
     "Dropout",
     "Embedding",
+    "LayerNorm",
     "Linear",
     "LogSoftmax",
     "MinGRU",
@@ -92,6 +95,7 @@ _LATER = {
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "layers.norm": ["BatchNorm", "LayerNorm"],
     "layers.pool": ["Pool"],
     "layers.sequential": ["Sequential"],
     "layers.slstm": ["SLSTM"],

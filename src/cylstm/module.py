@@ -599,13 +599,17 @@ class Module:
         checks.flag("strict", strict)
         found = loading.entries(state, prefix, self._shapes.__contains__)
         missing = [name for name in self._shapes if name not in found]
-        unexpected = sorted(set(found) - set(self._shapes))
+        unexpected = sorted(n for n in set(found) - set(self._shapes) if not self._passes_over(n))
         if strict and (missing or unexpected):
             raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
         self.assign(
             {name: loading.weight(name, found[name]) for name in self._shapes if name in found}
         )
         return LoadedKeys(missing, unexpected)
+
+    def _passes_over(self, name: str) -> bool:
+        """Whether an entry of PyTorch's state dict has nothing to say here."""
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything of one moment but the gradients, the lock and the views."""

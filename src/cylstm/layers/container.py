@@ -205,6 +205,10 @@ class Container(Flowing):
     def _parts(self) -> tuple[Module, ...]:
         return tuple(leaf for leaf in self._leaves.values() if leaf.flat_params.size)
 
+    def _passes_over(self, name: str) -> bool:
+        path, _, last = name.rpartition(".")
+        return path in self._leaves and self._leaves[path]._passes_over(last)
+
     @contextlib.contextmanager
     def _all_locked(self) -> Iterator[None]:
         """Keep other threads from assigning to any of the modules; always in one order."""
