@@ -387,11 +387,11 @@ class Container(Flowing):
                 raise ValueError(
                     f"tied_to: expected a module before {at!r} in the same network, got {tied!r}"
                 )
-        return {"class": type(self).__name__, **self._options_of(), "modules": inside}
+        return {"class": type(self).__name__, "modules": inside}
 
-    def _options_of(self) -> dict[str, Any]:
-        """Return the arguments of the constructor other than modules."""
-        return {}
+    @classmethod
+    def _described_by(cls) -> tuple[str, ...]:
+        return ("modules",)
 
     @classmethod
     def _made(cls, arguments: dict[str, Any], rng: Rng) -> Self:
@@ -430,16 +430,36 @@ class Container(Flowing):
     @classmethod
     def _of(cls, children: dict[str, Any], options: dict[str, Any]) -> Self:
         """Make one of named modules."""
+        if options:
+            raise TypeError(f"config: expected arguments of {cls.__name__}, got {sorted(options)}")
         made: Any = cls
-        module: Self = made(*children.values(), **options)
+        in_order = list(children) == [str(i) for i in range(len(children))]
+        module: Self = made(*children.values()) if in_order else made(children)
         return module
+
+    @staticmethod
+    def _by_name(modules: tuple[Any, ...]) -> Mapping[str, Any]:
+        """Return what a constructor was given by name: a mapping, or modules in order."""
+        if len(modules) != 1 or not isinstance(modules[0], Mapping):
+            return {str(i): module for i, module in enumerate(modules)}
+        for name in modules[0]:
+            if not isinstance(name, str):
+                raise TypeError(f"modules: expected names of type str, got {name!r}")
+            if not name or "." in name:
+                raise ValueError(f"modules: expected names without dots, got {name!r}")
+        return modules[0]
 
     def __repr__(self) -> str:
         """Show the call that makes such a module, one module on each line."""
-        lines = [repr(child).replace("\n", "\n    ") for child in self._children.values()]
+        named = list(self._children) != [str(i) for i in range(len(self._children))]
+        lines = [
+            (f"{name!r}: {child!r}" if named else repr(child)).replace("\n", "\n    ")
+            for name, child in self._children.items()
+        ]
+        body = "".join(f"\n    {line}," for line in lines)
         if not lines:
             return f"{type(self).__name__}()"
-        return f"{type(self).__name__}(\n    " + ",\n    ".join(lines) + ",\n)"
+        return f"{type(self).__name__}(" + (f"{{{body}\n}})" if named else f"{body}\n)")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the lock; each module has its own state."""
