@@ -75,6 +75,10 @@ class Residual(Container):
             )
         return width if found is None else found
 
+    def _initial_state(self, rows: int) -> Any:
+        """Return that of the module."""
+        return self._inner._initial_state(rows) if self._has_state else ()
+
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         try:
             passed = self._inner._pass(x, state, steps, run)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cylstm.module import Rng
+    from cylstm.streams.network import NetworkStream
 
 
 class Container(Flowing):
@@ -82,7 +83,7 @@ class Container(Flowing):
         """Return all modules that are not made of others, by path."""
         found: dict[str, Flowing] = {}
         for name, child in self._children.items():
-            inner = child._all() if isinstance(child, Container) else {"": child}
+            inner = child._all()
             found |= {f"{name}.{path}".rstrip("."): leaf for path, leaf in inner.items()}
         return found
 
@@ -615,7 +616,47 @@ class Container(Flowing):
         """
         return flow.back(self, tape, dy, dstate, Run(True, num_threads))
 
+    def stream(self, batch_size: int = 1, *, num_threads: int | None = None) -> NetworkStream:
+        """Make a stream: rows that are fed frame by frame, and remember their state.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            B, the number of rows that step together.
+        num_threads : int, optional
+            Most threads that a step may use; default `get_num_threads()`.
+
+        Returns
+        -------
+        cylstm.streams.NetworkStream
+            In the initial state. It has `step(x, out=None)` for a frame (C,) or (B, C), `push` for
+            many of them, `reset`, `state`, `snapshot` and `restore`.
+
+        Raises
+        ------
+        ValueError
+            A module looks ahead: a layer that is bidirectional or goes backwards, a `Pool`, a
+            `Conv1d` that is not causal or has a stride. The message has its path.
+        TypeError
+            An argument is not as described.
+        """
+        from cylstm.streams.network import NetworkStream  # not needed to run
+
+        return NetworkStream(self, batch_size, num_threads=num_threads)
+
     # States
+
+    def _refuse_stream(self, path: str) -> None:
+        for name, child in self._children.items():
+            child._refuse_stream(f"{path}.{name}".lstrip("."))
+
+    def _initial_state(self, rows: int) -> Any:
+        """Return the state of streams at first: an entry for each module that has one."""
+        return tuple(self._children[name]._initial_state(rows) for name in self._stateful())
+
+    @property
+    def _version(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(leaf._version for leaf in self._leaves.values())
 
     def _stateful(self) -> list[str]:
         """Names of the modules that have a state."""

@@ -218,6 +218,22 @@ class Conv1d(Stateless):
                 self._turned = found = sequence.snapshot_of(flat)
         return found
 
+    def _refuse_stream(self, path: str) -> None:
+        if self._after or self._before != self._reach:
+            raise ValueError(
+                f"{path} (Conv1d): expected padding='causal' for a stream, as other outputs need "
+                f"later steps, got {self.padding!r}"
+            )
+        if self.stride > 1:
+            raise ValueError(
+                f"{path} (Conv1d): expected stride=1 for a stream, an output for each step, got "
+                f"{self.stride}"
+            )
+
+    def _initial_state(self, rows: int) -> Array:
+        """Return the zeros before the first step."""
+        return np.zeros((self._reach, rows, self.in_channels), self.dtype)
+
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         rows, read = steps.rows(x)
         n, n_steps, _ = rows.shape
