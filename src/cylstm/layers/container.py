@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from _thread import RLock
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +18,7 @@ from cylstm.module import Array, Gradients, Module, _alive
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from cylstm.layers.summary import Summary
     from cylstm.module import Rng
     from cylstm.streams.network import NetworkStream
 
@@ -643,6 +644,49 @@ class Container(Flowing):
         from cylstm.streams.network import NetworkStream  # not needed to run
 
         return NetworkStream(self, batch_size, num_threads=num_threads)
+
+    def summary(self, shape: Sequence[int]) -> Summary:
+        """Say what the network consists of and what it makes of an input; nothing is computed.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the input: (T, B, C), (B, T, C) if `batch_first`, or (T, C); without C where the
+            network begins with an `Embedding`.
+
+        Returns
+        -------
+        Summary
+            `rows` has for each module its path, class, output shape, parameters, multiply-adds and
+            bytes; `str` makes a table of it. A recurrent layer before a `Pool` that it does itself
+            is listed with all its outputs.
+
+        Raises
+        ------
+        ValueError
+            It is not the shape of an input.
+        """
+        from cylstm.layers import summary  # which imports this module
+
+        return summary.of(self, shape)
+
+    def folded(self) -> Self:
+        """Return a copy for inference whose weights do what `BatchNorm` did.
+
+        Each one goes into the `Linear` or `Conv1d` before it that has no activation, or else into
+        the `Linear`, the `Conv1d` without padding or the recurrent layer with biases after it. A
+        module that comes twice or shares weights is left alone, and so is a norm that has nowhere
+        to go. Names stay; those of the norms are missing.
+
+        Returns
+        -------
+        Sequential, Residual or Concat
+            With parameters of its own; outputs are the same to rounding.
+        """
+        from cylstm.layers import folding  # which imports this module
+
+        found: Self = folding.folded(self)
+        return found
 
     # States
 
