@@ -2,9 +2,10 @@
 
     python tests/mutants.py [--all | --count N] [--written N] [--seed N] [--jobs N] [words]
 
-Builds a copy of the tree with one instruction set, checks that the tests pass there, and then, for
-one mutant after another, rebuilds what depends on its file and runs that file's tests; mutants
-written by hand are compiled all together where that can be (`mutation/joined.py`). There are
+Builds a copy of the tree with one instruction set, and then, for one mutant after another,
+rebuilds what depends on its file and runs that file's tests; mutants written by hand are compiled
+all together where that can be (`mutation/joined.py`). A test kills only if it passes without any
+mutant, which is tried once for each that does. There are
 mutants written by hand, which know the mathematics (`mutation/written`), and mutants made by rule
 from every line of code (`mutation/generate.py`), of which `--count` take part, always the same ones
 for a seed. Words choose mutants by their file or reason.
@@ -15,6 +16,7 @@ then it is not run. What does not compile, or compiles to the same code, is no m
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -26,6 +28,7 @@ from mutation import generate, joined, patches, trial
 SOURCES = trial.ROOT / "src" / "cylstm"
 # A fixed sample, so that each of its survivors has been looked at once. More come to light by hand.
 SEED, COUNT = 1, 40
+NONE = "no_such_test"  # selects none: a file of tests can be read
 # No mathematics in them.
 LEFT_OUT = {"__main__.py", "japanese_vowels.py", "japanese_vowels_figure.py", "chaos.h", "chaos.c"}
 # The tests of a source file, those that find its errors soonest first: NAME or DIRECTORY/NAME of a
@@ -165,19 +168,31 @@ class Run:
         self.scratch, self.jobs = scratch, jobs
         self.base, self.joined = scratch / "base", scratch / "joined"
 
-    def prepare(self, tests, mutants):
-        """Build the base, mutants in one copy of it, and see that the tests pass without any."""
+    def prepare(self, mutants):
+        """Build the base, and mutants in one copy of it."""
         log = self.scratch / "build.log"
         if trial.ended(trial.started(log, trial.build_base, self.base)) != trial.PASSED:
             raise SystemExit(f"{log.read_text()}\nthe sources do not build")
         self.numbers = self.join(mutants)
         print(f"{len(self.numbers)} mutants built together", flush=True)
+
+    def check_killers(self, killers):
+        """See that tests pass without any mutant, and within the time that they had with one."""
         folder = self.joined if self.numbers else self.base
-        work = [(trial.run_tests, folder, [name], words) for name, words in tests.items()]
-        for (_, _, [name], _), status, log, seconds in self.results(work):
-            if status != trial.PASSED:
-                raise SystemExit(f"{log.read_text()}\n{name} fails without any mutant")
-            print(f"{seconds:4.1f} s  no mutant, {name}: passes", flush=True)
+        work = [
+            (trial.run_tests, folder, [path], words, trial.BASE_SECONDS)
+            for path, words in killers.items()
+        ]
+        slowest = 0.0
+        for (_, _, [path], words, _), status, log, seconds in self.results(work):
+            if status != (trial.NO_TESTS if words == NONE else trial.PASSED):
+                raise SystemExit(f"{log.read_text()}\n{path} fails without any mutant")
+            if seconds > trial.TEST_SECONDS:
+                raise SystemExit(
+                    f"{path}: {seconds:.0f} s without any mutant: too slow to judge by"
+                )
+            slowest = max(slowest, seconds)
+        print(f"{len(work)} tests that kill pass without any mutant, in {slowest:.0f} s at most")
 
     def join(self, mutants):
         """Build many mutants at once; the numbers of those that can be tried so."""
@@ -216,7 +231,7 @@ class Run:
 
     def survivors(self, mutants):
         """Try mutants, say what became of each, and return those that live."""
-        alive, killed, none = [], 0, 0
+        alive, killed, none, killers = [], 0, 0, {}
         work = [
             (trial.try_joined, self.joined, i, m, tests_of(m)) if i in self.numbers
             else (trial.try_mutant, self.base, self.scratch / str(i), m, tests_of(m))
@@ -226,8 +241,13 @@ class Run:
             verdict = verdict_of(status, log)
             print(f"{seconds:4.1f} s  {mutant.described()}: {verdict}", flush=True)
             alive += [mutant] * (verdict == "SURVIVED")
-            killed += verdict.startswith("killed")
+            if verdict.startswith("killed"):
+                killed += 1
+                begun = re.findall(rf"^{trial.BEGINS}(.*)$", log.read_text(errors="replace"), re.M)
+                path = f"{trial.ROOT}/{begun[-1]}" if begun else trial.path_of(tests_of(mutant)[0])
+                killers[path] = "" if begun else NONE
             none += verdict.startswith("no mutant")
+        self.check_killers(killers)
         print(f"{killed} of {killed + len(alive)} mutants killed, {none} were none")
         return alive
 
@@ -271,14 +291,7 @@ def main():
         return 0
     with tempfile.TemporaryDirectory() as name:
         run = Run(Path(name), given.jobs)
-        whole = {test for m in chosen for test in tests_of(m) if "::" not in test}
-        words = sorted(
-            (trial.words_for(m), test)
-            for m in chosen
-            for test in tests_of(m)
-            if test in whole or test.partition("::")[0] not in whole
-        )
-        run.prepare({test: of for of, test in reversed(words)}, by_hand)
+        run.prepare(by_hand)
         alive = run.survivors(chosen)
     for mutant in alive:
         print(f"\nSURVIVED {mutant.described()}\n- {mutant.old}\n+ {mutant.new}")

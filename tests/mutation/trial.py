@@ -36,10 +36,12 @@ SAME_IN_BOTH = {
 }  # fmt: skip
 # A million steps take long without optimisation.
 QUICK, OF_ONE_REAL = "not 1000000", "not 1000000 and not float32"
-BUILD_SECONDS, TEST_SECONDS = 120, 60  # for one build and for one test, beside other work
+# For one build, and for one test with a mutant and without; beside other work.
+BUILD_SECONDS, TEST_SECONDS, BASE_SECONDS = 120, 60, 300
 MEMORY = 8 << 30
-PROCESSOR_SECONDS = 200  # of a trial, also where a test takes the alarm clock for itself
-CHAOS_SEEDS = "60"
+PROCESSOR_SECONDS = 300  # of a trial, also where a test takes the alarm clock for itself
+CHAOS_SEEDS = "20"
+BEGINS = "begins: "  # before the name of a test, in the log of a run
 # Exit statuses: 0 to 5 are pytest's own, for tests that pass, fail, or cannot be collected.
 PASSED, FAILED, NO_TESTS, NOT_BUILT, UNCHANGED, BROKEN = 0, (1, 2), 5, 97, 98, 99
 
@@ -113,7 +115,7 @@ def build_joined(base, folder, texts):
 def try_joined(folder, number, mutant, tests):
     """Exit status of the tests with one of the mutants of a joined build."""
     os.environ["CYLSTM_MUTANT"] = str(number)
-    return run_tests(folder, tests, words_for(mutant))
+    return run_tests(folder, map(path_of, tests), words_for(mutant))
 
 
 def words_for(mutant):
@@ -123,11 +125,15 @@ def words_for(mutant):
     return OF_ONE_REAL if alike else QUICK
 
 
-class TimeLimit:
-    """A plugin of pytest: the process ends where a test takes too long, whatever it waits for."""
+class Watch:
+    """A plugin of pytest: says which test begins, and ends the process where one takes too long."""
 
-    def pytest_runtest_setup(self):
-        signal.alarm(TEST_SECONDS)
+    def __init__(self, seconds):
+        self.seconds, self.output = seconds, os.dup(1)  # which pytest does not capture
+
+    def pytest_runtest_setup(self, item):
+        os.write(self.output, f"{BEGINS}{item.nodeid}\n".encode())
+        signal.alarm(self.seconds)
 
 
 def path_of(name):
@@ -137,16 +143,16 @@ def path_of(name):
     return f"{ROOT}/tests/{folder}{slash}test_{file}.py{colons}{function}"
 
 
-def run_tests(folder, tests, words):
-    """Run test files, and of those what `words` select, until one test fails."""
+def run_tests(folder, paths, words, seconds=TEST_SECONDS):
+    """Run test files or tests, and of those what `words` select, until one test fails."""
     os.chdir(folder)
     os.environ |= {"CYLSTM_ISA": LEVEL, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     os.environ["CYLSTM_SEEDS"] = CHAOS_SEEDS
     sys.path.insert(0, os.path.abspath("src"))
     sys.dont_write_bytecode = True
     options = ["-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", "-k", words]
-    for name in tests:  # in this order, in which pytest would not run them
-        status = pytest.main([*options, path_of(name)], plugins=[TimeLimit()])
+    for path in paths:  # in this order, in which pytest would not run them
+        status = pytest.main([*options, path], plugins=[Watch(seconds)])
         if status not in (PASSED, NO_TESTS):
             return status
     return PASSED
@@ -163,7 +169,7 @@ def try_mutant(base, folder, mutant, tests):
             compile(mutant.text, path.name, "exec")
         except SyntaxError:
             return NOT_BUILT
-        return run_tests(folder, tests, words_for(mutant))
+        return run_tests(folder, map(path_of, tests), words_for(mutant))
     touched = modules(mutant.file)
     # What C includes does not change what Cython makes; it copies what is C already.
     names = [path.name] if path.suffix == ".c" else []
@@ -176,7 +182,7 @@ def try_mutant(base, folder, mutant, tests):
     libraries = [p for unit in touched for p in KERNELS.glob(f"{unit}.*.so")]
     if all(p.read_bytes() == (base / p).read_bytes() for p in libraries):
         return UNCHANGED
-    return run_tests(folder, tests, words_for(mutant))
+    return run_tests(folder, map(path_of, tests), words_for(mutant))
 
 
 def started(log, work, *arguments):
