@@ -71,6 +71,14 @@ TESTS = {
     "team.c": "terms plans machine",
     "__init__.py": "options import",
     "activations.py": "variants::test_activations_against_the_oracle options variants",
+    "activation.py": "stateless",
+    "container.py": "sequential branches norm network_streams",
+    "conv.py": "conv network_streams",
+    "drawing.py": "stateless dropout",
+    "dropout.py": "stateless",
+    "flow.py": "sequential stateless pool conv norm",
+    "network.py": "network_streams",
+    "sequential.py": "sequential pool",
     "augru.py": "bad_input::test_attention_is_one_number_for_each_step pairs variants",
     "batches.py": (
         "steps::test_a_list_has_the_bits_of_lengths sequences "
@@ -108,7 +116,7 @@ TESTS = {
     "snapshots.py": "streams::test_what_is_wrong_with_a_snapshot_is_said streams pools",
     "state_rows.py": "streams pools",
     "stream.py": "streams",
-    "pool.py": "pools",
+    "pool.py": "pools pool",
     "streams.pxi": "streams pools",
     "pools.pxi": "pools",
     "stored.py": "dense linear embedding module",
