@@ -78,6 +78,7 @@ TESTS = {
     "dropout.py": "stateless",
     "flow.py": "sequential stateless pool conv norm",
     "network.py": "network_streams",
+    "steppers.py": "network_streams",
     "sequential.py": "sequential pool",
     "augru.py": "bad_input::test_attention_is_one_number_for_each_step pairs variants",
     "batches.py": (
