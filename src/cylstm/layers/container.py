@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from _thread import RLock
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cylstm.layers.summary import Summary
     from cylstm.module import Rng
     from cylstm.streams.network import NetworkStream
+    from cylstm.streams.network_pool import NetworkPool
 
 
 class Container(Flowing):
@@ -687,6 +688,31 @@ class Container(Flowing):
 
         found: Self = folding.folded(self)
         return found
+
+    def pool(self, capacity: int, *, clock: Callable[[], float] | None = None) -> NetworkPool:
+        """Make a pool: independent streams over these weights, any of which step together.
+
+        Parameters
+        ----------
+        capacity : int
+            Most streams that can be open at once, up to 2**24.
+        clock : callable, optional
+            Returns seconds as a float, for idle times; default `time.monotonic`.
+
+        Returns
+        -------
+        cylstm.streams.NetworkPool
+            Without streams. `open` returns the id of a new one, `step(ids, x, out=None)` feeds some
+            of them, `close(id)` closes one.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A module looks ahead, or an argument is not as described.
+        """
+        from cylstm.streams.network_pool import NetworkPool  # not needed to run
+
+        return NetworkPool(self, capacity, clock=clock)
 
     # States
 
