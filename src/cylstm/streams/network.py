@@ -15,7 +15,7 @@ from cylstm.streams import snapshots, steppers
 from cylstm.streams.snapshots import each
 
 if TYPE_CHECKING:
-    from cylstm.layers.container import Container
+    from cylstm.layers.network import Network
 
 _BUSY = "stream: expected one call at a time, got one from another thread"
 
@@ -50,7 +50,7 @@ class NetworkStream:
     """
 
     def __init__(
-        self, network: Container, batch_size: int = 1, *, num_threads: int | None = None
+        self, network: Network, batch_size: int = 1, *, num_threads: int | None = None
     ) -> None:
         network._refuse_stream("")
         self._network: Any = network
@@ -68,9 +68,9 @@ class NetworkStream:
         self.reset()
 
     @property
-    def network(self) -> Container:
+    def network(self) -> Network:
         """The network that is fed."""
-        found: Container = self._network
+        found: Network = self._network
         return found
 
     @property

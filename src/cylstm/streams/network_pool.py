@@ -22,7 +22,7 @@ from cylstm.streams.pool import MOST_STREAMS, PoolFullError
 from cylstm.streams.snapshots import arrays, each
 
 if TYPE_CHECKING:
-    from cylstm.layers.container import Container
+    from cylstm.layers.network import Network
 
 _alive: weakref.WeakSet[NetworkPool] = weakref.WeakSet()
 _ids = count()
@@ -70,7 +70,7 @@ class NetworkPool:
     """
 
     def __init__(
-        self, network: Container, capacity: int, *, clock: Callable[[], float] | None = None
+        self, network: Network, capacity: int, *, clock: Callable[[], float] | None = None
     ) -> None:
         network._refuse_stream("")
         slots = checks.size("capacity", capacity)
@@ -91,9 +91,9 @@ class NetworkPool:
         _alive.add(self)
 
     @property
-    def network(self) -> Container:
+    def network(self) -> Network:
         """The network that is fed."""
-        found: Container = self._network
+        found: Network = self._network
         return found
 
     @property
