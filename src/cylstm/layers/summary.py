@@ -53,16 +53,13 @@ class Summary(NamedTuple):
     ----------
     rows : tuple of Row
         In the order of the modules, with those inside of others.
-    input_shape : tuple of int
+    input_shape, output_shape : tuple of int
+        Of the network.
     """
 
     rows: tuple[Row, ...]
     input_shape: Shape
-
-    @property
-    def output_shape(self) -> Shape:
-        """Shape of the network's output."""
-        return self.rows[-1].output_shape if self.rows else self.input_shape
+    output_shape: Shape
 
     @property
     def parameters(self) -> int:
@@ -105,8 +102,8 @@ def of(network: Network, shape: Any) -> Summary:
     """Summarise a network for an input of some shape; see `Sequential.summary`."""
     given = checked_shape(network, shape)
     outline = _Rows(bool(network._time_second), len(given) - (not network._reads_ids) == 2)
-    outline.go(network, "", given)
-    return Summary(tuple(outline.rows), given)
+    after = outline.go(network, "", given)
+    return Summary(tuple(outline.rows), given, after)
 
 
 def checked_shape(network: Network, shape: Any) -> Shape:
