@@ -13,6 +13,9 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.networks import load
+    from cylstm.io.state_files import load_state, save_state
+    from cylstm.io.tensors import FormatError
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
@@ -42,6 +45,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Embedding",
+    "FormatError",
     "Linear",
     "MinGRU",
     "MinLSTM",
@@ -55,9 +59,12 @@ __all__ = [
     "huber_loss",
     "init",
     "l1_loss",
+    "load",
     "load_japanese_vowels",
+    "load_state",
     "mse_loss",
     "quantile_loss",
+    "save_state",
     "set_num_threads",
     "show_config",
     "truncated_bptt",
@@ -67,6 +74,9 @@ __all__ = [
 _LATER = {
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
+    "io.networks": ["load"],
+    "io.state_files": ["load_state", "save_state"],
+    "io.tensors": ["FormatError"],
     "layers.embedding": ["Embedding"],
     "layers.linear": ["Linear"],
     "training.losses": [
