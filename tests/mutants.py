@@ -98,7 +98,9 @@ TESTS = {
     "state_dict.py": "loading module",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps reset",
-    "module.py": "module config files hostile_files optim::test_frozen_parameters_are_left_alone options",
+    "module.py": (
+        "module config optim::test_frozen_parameters_are_left_alone files hostile_files options"
+    ),
     "networks.py": "files hostile_files",
     "npz.py": "files hostile_files",
     "ragged.py": "linear embedding",

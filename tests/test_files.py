@@ -42,6 +42,22 @@ class Encoder(cylstm.GRU):
     """A class of a user."""
 
 
+def nested():
+    table = cylstm.Embedding(50, 8, rng=0)
+    encoder = cylstm.Sequential(
+        cylstm.LSTM(8, 6, bidirectional=True, rng=1), cylstm.BatchNorm(12), cylstm.Dropout(0.1)
+    )
+    net = cylstm.Sequential(
+        {
+            "table": table, "encoder": encoder, "norm": cylstm.LayerNorm(12),
+            "own": cylstm.Sequential(Encoder(12, 8, rng=2)), "pool": cylstm.Pool("mean"),
+            "scores": cylstm.Linear(8, 50, tied_to=table, rng=3),
+        }
+    )  # fmt: skip
+    net["encoder"].forward(RNG.normal(size=(5, 2, 8)))  # moves running statistics
+    return net
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("module", MODULES, ids=repr)
 def test_what_comes_back(path, module, mapped):
@@ -56,6 +72,26 @@ def test_what_comes_back(path, module, mapped):
     module.assign(module.flat_params * 2)
     loaded.assign(loaded.flat_params * 2)
     assert loaded.flat_params.tobytes() == module.flat_params.tobytes()
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_networks_of_modules(path, mapped):
+    net, ids = nested(), RNG.integers(0, 50, (6, 3))
+    net.save(path, probe={"x": ids, "lengths": [6, 2, 3]})
+    refused(cylstm.FormatError, str(path), "'Encoder': pass", cylstm.load, path)
+    loaded = cylstm.load(path, classes=[Encoder], verify=True, mapped=mapped)
+    assert repr(loaded) == repr(net) and loaded.config == net.config
+    assert list(loaded.params) == list(net.params)
+    for name, value in net.params.items():
+        assert loaded.params[name].tobytes() == value.tobytes()
+    assert loaded["scores"].tied_to is loaded["table"]
+    for one, other in zip(net(ids), loaded(ids), strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    before = path.read_bytes()
+    loaded.assign(loaded.flat_params * 2)
+    net.assign(net.flat_params * 2)
+    assert loaded(ids)[0].tobytes() == net(ids)[0].tobytes()
     assert path.read_bytes() == before
 
 

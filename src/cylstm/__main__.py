@@ -88,17 +88,17 @@ def with_files(options: argparse.Namespace) -> int:
     """Inspect a file or convert one; return the exit status."""
     try:
         if options.command == "inspect":
-            for line in lines(options.file):
-                print(line)
-            return 0
-        check = convert(options.source, options.target, options.check)
+            text, status = list(lines(options.file)), 0
+        else:
+            check = convert(options.source, options.target, options.check)
+            text = [] if check is None else [f"largest difference: {check.difference:.3g}"]
+            status = 0 if check is None or check.close else 1
     except (ImportError, OSError, TypeError, ValueError) as error:
         print(f"cylstm: {error}", file=sys.stderr)
         return 2
-    if check is None:
-        return 0
-    print(f"largest difference: {check.difference:.3g}")
-    return 0 if check.close else 1
+    for line in text:
+        print(line)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

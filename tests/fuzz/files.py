@@ -44,6 +44,11 @@ def good_files():
         yield "module", path.read_bytes(), [read_module, read_verified, read_lines]
         linear.save(path)
         yield "linear", path.read_bytes(), [read_module, read_mapped, read_lines]
+        table = cylstm.Embedding(5, 3, rng=0)
+        inner = cylstm.Sequential(cylstm.GRU(3, 3, rng=1), cylstm.Dropout(0.5), cylstm.LayerNorm(3))
+        scores = cylstm.Linear(3, 5, tied_to=table, rng=2)
+        cylstm.Sequential(table, inner, cylstm.Pool("max"), scores).save(path)
+        yield "network", path.read_bytes(), [read_module, read_mapped, read_lines]
         cylstm.save_state(path, optimizer.state_dict() | {"best": float("inf"), "words": ["a"]})
         yield "state", path.read_bytes(), [cylstm.load_state, read_lines]
     for save in (np.savez, np.savez_compressed):

@@ -27,8 +27,8 @@ from cylstm.io.tensors import FormatError, TensorFile
 from cylstm.module import Array, Module, Source
 
 VERSION = 1
-#: Levels of modules within modules.
-_DEPTH = 64
+#: Levels of modules within modules, and how many there may be, however often each.
+_DEPTH, _MODULES = 64, 10_000
 
 
 def save(module: Module, path: str | os.PathLike[str], probe: Any) -> None:
@@ -202,7 +202,22 @@ def config_of(file: TensorFile) -> dict[str, Any]:
             f"{file.path}: config: expected num_layers of at most {len(file.entries)}, as there "
             f"are parameters in the file, got {layers}"
         )
+    if _expanded(config, "", {}) > _MODULES:
+        raise FormatError(f"{file.path}: config: expected at most {_MODULES} modules, got more")
     return config
+
+
+def _expanded(config: Any, path: str, known: dict[str, int]) -> int:
+    """How many modules there are, those at a path that is named again counted again."""
+    inner = config.get("modules") if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        return known.get(config, 1) if isinstance(config, str) else 1
+    found = 1
+    for name, part in inner.items():
+        at = f"{path}.{name}".lstrip(".")
+        known[at] = _expanded(part, at, known)
+        found += known[at]
+    return found
 
 
 def _parts(value: Any) -> Iterable[Any]:
