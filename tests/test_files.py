@@ -86,8 +86,8 @@ def test_networks_of_modules(path, mapped):
     for name, value in net.params.items():
         assert loaded.params[name].tobytes() == value.tobytes()
     assert loaded["scores"].tied_to is loaded["table"]
-    for one, other in zip(net(ids), loaded(ids), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    one, other = (certificate.outputs(module, {"x": ids}) for module in (net, loaded))
+    assert len(one) == 4 and [a.tobytes() for a in one] == [a.tobytes() for a in other]
     before = path.read_bytes()
     loaded.assign(loaded.flat_params * 2)
     net.assign(net.flat_params * 2)
