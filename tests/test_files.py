@@ -49,7 +49,10 @@ def nested():
     )
     net = cylstm.Sequential(
         {
-            "table": table, "encoder": encoder, "norm": cylstm.LayerNorm(12),
+            "table": table,
+            "windows": cylstm.Conv1d(8, 8, 3, padding="same", activation=("elu", 0.5), rng=4),
+            "more": cylstm.Residual(cylstm.GRU(8, 8, rng=5)),
+            "encoder": encoder, "norm": cylstm.LayerNorm(12),
             "own": cylstm.Sequential(Encoder(12, 8, rng=2)), "pool": cylstm.Pool("mean"),
             "scores": cylstm.Linear(8, 50, tied_to=table, rng=3),
         }
@@ -87,7 +90,7 @@ def test_networks_of_modules(path, mapped):
         assert loaded.params[name].tobytes() == value.tobytes()
     assert loaded["scores"].tied_to is loaded["table"]
     one, other = (certificate.outputs(module, {"x": ids}) for module in (net, loaded))
-    assert len(one) == 4 and [a.tobytes() for a in one] == [a.tobytes() for a in other]
+    assert len(one) == 5 and [a.tobytes() for a in one] == [a.tobytes() for a in other]
     before = path.read_bytes()
     loaded.assign(loaded.flat_params * 2)
     net.assign(net.flat_params * 2)

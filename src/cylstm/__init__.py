@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cylstm.io.tensors import FormatError
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
+    from cylstm.layers.branches import Concat, Residual
+    from cylstm.layers.conv import Conv1d
     from cylstm.layers.dropout import Dropout
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
@@ -51,6 +53,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "BatchNorm",
+    "Concat",
+    "Conv1d",
     "Dropout",
     "Embedding",
     "FormatError",
@@ -61,6 +65,7 @@ __all__ = [
     "MinLSTM",
     "Module",
     "Pool",
+    "Residual",
     "Sequential",
     "Softmax",
     "binary_cross_entropy_with_logits",
@@ -91,6 +96,8 @@ _LATER = {
     "io.networks": ["load"],
     "io.state_files": ["load_state", "save_state"],
     "io.tensors": ["FormatError"],
+    "layers.branches": ["Concat", "Residual"],
+    "layers.conv": ["Conv1d"],
     "layers.dropout": ["Dropout"],
     "layers.embedding": ["Embedding"],
     "layers.linear": ["Linear"],
