@@ -238,6 +238,12 @@ def test_changed_data_are_found(path):
     path.write_bytes(data)
     cylstm.load(path)
     refused(cylstm.FormatError, str(path), "others", cylstm.load, path, verify=True)
+    cylstm.Linear(600, 600, rng=0).save(path)  # more than is read at once
+    data = bytearray(path.read_bytes())
+    cylstm.load(path, verify=True)
+    data[-1] ^= 1
+    path.write_bytes(data)
+    refused(cylstm.FormatError, str(path), "others", cylstm.load, path, verify=True)
     module.save(path, probe=X)
     rewritten(path, bias_hh_l0=module.params["bias_hh_l0"] + np.float32(1e-6))
     cylstm.load(path)

@@ -33,7 +33,7 @@ DTYPES = {
     "U32": "<u4", "I32": "<i4", "F32": "<f4", "U64": "<u8", "I64": "<i8", "F64": "<f8",
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-#: Bytes of the longest header: JSON takes up to 20 times its length once it is read.
+#: Bytes of the longest header: JSON takes up to 30 times its length once it is read.
 HEADER_LIMIT = 2**22
 #: Where data begin: a multiple of this, so that any vector of the kernels may be read there.
 ALIGNMENT = 64
