@@ -79,7 +79,9 @@ def parse(what: str, text: str | bytes) -> Any:
             object_pairs_hook=_once,
             parse_constant=_refuse,
         )
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise FormatError(f"{what}: expected JSON, got too many levels of it") from None
+    except ValueError as error:
         raise FormatError(f"{what}: expected JSON, got {str(error)[:200]}") from None
 
 
