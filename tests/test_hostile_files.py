@@ -298,7 +298,7 @@ def npy(shape, dtype="<f4", version=b"\x01\x00", data=bytes(16)):
         (npy((5,)), "5"), (npy((3,)), "3"), (npy((2**62, 4)), "46"), (npy(4), "shape"),
         (npy((4,), "|O"), "object"), (npy((4,), "__import__('os')"), "descr"),
         (npy((4,), version=b"\x03\x00"), "(3, 0)"), (npy((4,), version=b"\x01\x07"), "(1, 7)"),
-        (npy("(" * 200), "shape"),
+        (npy("(" * 200), "shape"), (b"\x93NUMPY\x01\0\x28\x23" + b"-" * 9000 + b"1", "deep"),
     ],
 )  # fmt: skip
 def test_npz(tmp_path, content, got):

@@ -4,7 +4,7 @@ import json
 import random
 
 NUMBERS = [
-    -1, 0, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**31, 2**32, 10**12, 2**53 + 1, 2**63 - 1, 2**63, 2**64,
+    -1, 0, 1, 2, 7, 255, 2**16, 10**6, 2**31 - 1, 2**31, 2**32, 10**12, 2**53 + 1, 2**63 - 1, 2**63, 2**64,
     10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"),
 ]  # fmt: skip
 WORDS = [
@@ -91,8 +91,25 @@ def changed_text(rng, tree):
     if kind == 0:
         depth = rng.choice([10, 100, 900, 1100, 20_000])
         return "[" * depth + "]" * depth
-    text = json.dumps(tree if kind == 1 else changed(rng, tree))
+    if kind in (2, 3, 4):
+        other_number(rng, tree)
+    text = json.dumps(tree if kind in (1, 2, 3, 4) else changed(rng, tree))
     return text.replace("{", '{"class": 1, "class": 2, ', 1) if kind == 1 else text
+
+
+def other_number(rng, tree):
+    """Put another number in the place of one."""
+    places, pending = [], [tree]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, (dict, list)):
+            for key in list(part) if isinstance(part, dict) else range(len(part)):
+                pending.append(part[key])
+                if type(part[key]) in (int, float):
+                    places.append((part, key))
+    if places:
+        part, key = rng.choice(places)
+        part[key] = rng.choice(NUMBERS)
 
 
 def changed(rng, tree):

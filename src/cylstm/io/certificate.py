@@ -119,6 +119,8 @@ def confirm(file: TensorFile, module: Module) -> None:
         raise FormatError(f"{where}: expected a probe of at most {LIMIT} numbers, got more")
     try:
         found = outputs(module, {name.removeprefix(INPUT): file.array(name) for name in inputs})
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a call makes of arguments that it was not made for
         raise FormatError(f"{where}: {str(error)[:500]}") from error
     count = sum(name.startswith(OUTPUT) for name in file.entries)

@@ -251,6 +251,8 @@ def _built(file: TensorFile, classes: Mapping[str, type[Module]]) -> Module:
     try:
         with Source(classes, len(entries), numbers):
             module = Module.from_config(config)
+    except MemoryError:
+        raise
     except Exception as error:  # whatever constructors make of what they were not made for
         hint = ""
         if "expected 'class'" in str(error):

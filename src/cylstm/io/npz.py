@@ -57,6 +57,8 @@ def read(path: str | os.PathLike[str], max_bytes: int = 2**30) -> dict[str, Arra
                 if len(found) < len(members):
                     raise ValueError("expected each name once, got one twice")
                 return found
+        except MemoryError:
+            raise
         except Exception as error:  # whatever zipfile, zlib and the reader of headers raise
             raise FormatError(f"{name}: {str(error)[:500] or type(error).__name__}") from error
 
@@ -71,7 +73,12 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Array:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:
             raise ValueError(f"expected version 1.0 or 2.0 of .npy, got {version}")
-        shape, by_columns, dtype = _HEADERS[version](stream)
+        try:
+            shape, by_columns, dtype = _HEADERS[version](stream)
+        except MemoryError:  # what Python's parser calls too many levels
+            raise ValueError(
+                f"{member.filename}: expected a plain header, got a deep one"
+            ) from None
         if dtype.kind not in "biuf":
             raise ValueError(f"{member.filename}: expected numbers, got dtype {dtype}")
         count = math.prod(shape)
