@@ -169,6 +169,17 @@ def test_files_of_version_1():
     assert optimizer.steps == 2 and optimizer.lr == 0.25
 
 
+def test_a_network_of_version_1():
+    path = STORED / "network-1.safetensors"
+    net = cylstm.load(path, verify=True)
+    assert list(net) == [net[n] for n in ("table", "encoder", "both", "pool", "scores")]
+    assert net["scores"].tied_to is net["table"]
+    stored = safetensors.numpy.load_file(path)
+    x, lengths = (stored[f"certificate/input/{name}"] for name in ("x", "lengths"))
+    for i, value in enumerate(certificate.outputs(net, {"x": x, "lengths": lengths})):
+        np.testing.assert_allclose(value, stored[f"certificate/output/{i}"], rtol=0, atol=1e-6)
+
+
 def test_a_later_version_is_refused(path):
     network().save(path)
     rewritten(path, {"cylstm.format": "2"})
