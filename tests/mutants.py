@@ -89,7 +89,10 @@ TESTS = {
         "topology reset steps arrays bad_input"
     ),
     "cells.py": "variants",
+    "certificate.py": "files",
     "checks.py": "bad_input arrays options steps init linear losses optim",
+    "convert.py": "files",
+    "describe.py": "files hostile_files",
     "dispatch.py": "activations build",
     "elements.py": "losses::test_formulas losses",
     "classification.py": "losses::test_formulas losses",
@@ -105,7 +108,11 @@ TESTS = {
     "state_dict.py": "loading module",
     "masks.py": "regularisation dropout variants",
     "outputs.py": "topology steps reset",
-    "module.py": "module config optim::test_frozen_parameters_are_left_alone options",
+    "module.py": (
+        "module config optim::test_frozen_parameters_are_left_alone files hostile_files options"
+    ),
+    "networks.py": "files hostile_files",
+    "npz.py": "files hostile_files",
     "ragged.py": "linear embedding",
     "recurrent.py": (
         "options dropout regularisation topology variants sequences initial_states arrays"
@@ -116,7 +123,10 @@ TESTS = {
         "options dropout regularisation topology variants sequences initial_states arrays"
     ),
     "snapshots.py": "streams::test_what_is_wrong_with_a_snapshot_is_said streams pools",
+    "state_files.py": "files hostile_files",
     "state_rows.py": "streams pools",
+    "suffixes.py": "files",
+    "tensors.py": "files hostile_files",
     "stream.py": "streams",
     "pool.py": "pools pool",
     "streams.pxi": "streams pools",
