@@ -1,0 +1,6 @@
+"""Models of ONNX: `from_onnx` and `to_onnx`."""
+
+from cylstm.io.onnx.errors import OnnxError
+from cylstm.io.onnx.network import OnnxNetwork, OnnxStream, from_onnx
+
+__all__ = ["OnnxError", "OnnxNetwork", "OnnxStream", "from_onnx"]
