@@ -13,6 +13,7 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.onnx import from_onnx, to_onnx
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
@@ -51,6 +52,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_onnx",
     "get_num_threads",
     "huber_loss",
     "init",
@@ -60,6 +62,7 @@ __all__ = [
     "quantile_loss",
     "set_num_threads",
     "show_config",
+    "to_onnx",
     "truncated_bptt",
 ]
 
@@ -77,6 +80,7 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "io.onnx": ["from_onnx", "to_onnx"],
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],

@@ -44,7 +44,7 @@ def _onnxruntime(model: Any, outputs: list[str]) -> Run:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return lambda feeds: session.run(outputs, dict(feeds))  # type: ignore[no-any-return]
+    return lambda feeds: session.run(outputs, dict(feeds))
 
 
 def _reference(model: Any, outputs: list[str]) -> Run:
@@ -52,4 +52,4 @@ def _reference(model: Any, outputs: list[str]) -> Run:
 
     package()
     evaluator = ReferenceEvaluator(model)
-    return lambda feeds: evaluator.run(outputs, dict(feeds))  # type: ignore[no-any-return]
+    return lambda feeds: evaluator.run(outputs, dict(feeds))

@@ -240,6 +240,10 @@ class OnnxStream:
         OnnxError, TypeError
             An input does not fit; the state is as before.
         """
+        expected = [name for name in self.network.inputs if name not in self.pairs]
+        if not isinstance(feeds, Mapping) or set(feeds) != set(expected):
+            got = list(feeds) if isinstance(feeds, Mapping) else type(feeds).__name__
+            raise OnnxError(f"feeds: expected {expected}, got {got}")
         state = self._zeros(feeds) if self._state is None else self._state
         found = self.network({**feeds, **state})
         self._state = {given: found.pop(made) for given, made in self.pairs.items()}
@@ -248,8 +252,7 @@ class OnnxStream:
     def _zeros(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         sizes: dict[str, int] = {}
         for name, value in feeds.items():
-            shape = self.network.inputs[name].shape if name in self.network.inputs else None
-            known = zip(shape or (), np.shape(value), strict=False)
+            known = zip(self.network.inputs[name].shape or (), np.shape(value), strict=False)
             sizes |= {n: size for n, size in known if isinstance(n, str)}
         state = {}
         for name in self.pairs:
@@ -263,7 +266,7 @@ class OnnxStream:
 
 
 def candidates(network: OnnxNetwork) -> dict[str, list[str]]:
-    """Inputs that may be states, and the outputs of the same dtype and shape."""
+    """Find inputs that may be states, and the outputs of the same dtype and shape."""
     return {
         name: fitting
         for name, value in network.inputs.items()

@@ -138,7 +138,7 @@ class Recurrence:
             known = name.lower()
             if known not in KNOWN or "keras" in known:
                 raise self._wrong("activations", "names of ONNX", name)
-            given: list[float] = []
+            given: list[Any] = []
             for place, queue in enumerate(numbers[: PARAMETERS.get(known, 0)]):
                 given.append(queue.pop(0) if queue else KNOWN[known][1 + place])
             read.append((known, *given) if given else known)
@@ -276,7 +276,7 @@ class Recurrence:
         return results
 
     def _initial(self, given: Mapping[str, Array], rows: int, hidden: int) -> list[Array | None]:
-        """Initial states, (D, B, H) each, or None."""
+        """Read the initial states, (D, B, H) each, or None."""
         state: list[Array | None] = []
         for name in ("initial_h", "initial_c")[: len(self.kind.layer.states)]:
             value = given.get(name)
@@ -315,6 +315,11 @@ def _arranged(value: Array, order: Sequence[int], blocks: int) -> Array:
     return np.concatenate([parts[k] for k in order])
 
 
+def _shortest(value: float) -> float:
+    """Read a float32 as the shortest number that rounds to it: 0.3, not 0.30000001192092896."""
+    return float(str(np.float32(value)))
+
+
 def _attributes(node: Any, name: str, known: Sequence[str]) -> dict[str, Any]:
     """Attributes of a node by name; unknown ones and those of another type are refused."""
     onnx = package()
@@ -329,6 +334,10 @@ def _attributes(node: Any, name: str, known: Sequence[str]) -> dict[str, Any]:
         if attribute.type != getattr(onnx.AttributeProto, kind):
             raise OnnxError(f"{name}: attribute {attribute.name}: expected {kind}")
         value = onnx.helper.get_attribute_value(attribute)
+        if kind == "FLOAT":
+            value = _shortest(value)
+        if kind == "FLOATS":
+            value = [_shortest(v) for v in value]
         if kind.startswith("STRING"):
             value = [v.decode("utf-8", "replace") for v in ([value] if kind == "STRING" else value)]
             value = value[0] if kind == "STRING" else value

@@ -195,7 +195,9 @@ class Rest:
     It is prepared at once if the types of its inputs are known, otherwise when they come.
     """
 
-    def __init__(self, nodes: list[Any], outputs: list[str], scope: Scope, context: Context) -> None:
+    def __init__(
+        self, nodes: list[Any], outputs: list[str], scope: Scope, context: Context
+    ) -> None:
         made = {name for node in nodes for name in node.output}
         needed = set().union(*map(reads, nodes)) - made
         self.inputs = sorted(needed - set(scope.constants))

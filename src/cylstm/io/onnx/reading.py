@@ -55,8 +55,7 @@ def read(source: Any, max_bytes: int) -> Any:
             f"model: expected a path, bytes or an onnx.ModelProto, got {type(source).__name__}"
         )
     _load_external(model, folder, limit)
-    with named("model"):
-        onnx.checker.check_model(model)
+    _check(model)
     if model.functions:
         with named("model: functions"):
             model = onnx.inliner.inline_local_functions(model)
@@ -73,6 +72,19 @@ def _parsed(data: bytes, limit: int) -> Any:
     _within(len(data), limit)
     with named("model: expected an ONNX file"):
         return package().load_model_from_string(data)
+
+
+def _check(model: Any) -> None:
+    """Run ONNX's own check, which wants a shape where a model may leave it open."""
+    types = [v.type.tensor_type for v in (*model.graph.input, *model.graph.output)
+             if v.type.HasField("tensor_type")]  # fmt: skip
+    without = [kind for kind in types if kind.elem_type and not kind.HasField("shape")]
+    for kind in without:
+        kind.shape.SetInParent()
+    with named("model"):
+        package().checker.check_model(model)
+    for kind in without:
+        kind.ClearField("shape")
 
 
 def tensors(graph: Any) -> list[Any]:
@@ -124,16 +136,18 @@ def _refuse_huge(graph: Any, limit: int) -> None:
     onnx = package()
     known = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type == "Constant":
-            known |= {node.output[0]: a.t for a in node.attribute if a.name == "value"}
+        values = [a.t for a in node.attribute if node.op_type == "Constant" and a.name == "value"]
+        known |= dict(zip(node.output, values, strict=False))
         place = _SHAPED.get(node.op_type)
+        name = f"model: {node.op_type} {node.name or node.output[0]!r}"
         if place is not None and len(node.input) > place and node.input[place] in known:
-            with named(f"model: {node.op_type} {node.name!r}"):
+            with named(name):
                 shape = onnx.numpy_helper.to_array(known[node.input[place]]).ravel()
-                size = math.prod(int(n) for n in shape)
-                if size * 8 > limit:
-                    raise OnnxError(f"model: {node.op_type} {node.name!r}: expected at most "
-                                    f"max_bytes={limit} bytes, got shape {shape.tolist()}")  # fmt: skip
+                if math.prod(int(n) for n in shape) * 8 > limit:
+                    raise OnnxError(
+                        f"{name}: expected at most max_bytes={limit} bytes, got shape "
+                        f"{shape.tolist()}"
+                    )
         for attribute in node.attribute:
             for inner in subgraphs_of(attribute):
                 _refuse_huge(inner, limit)
