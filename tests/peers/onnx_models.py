@@ -11,7 +11,8 @@ KIND = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float64): TensorPro
 BLOCKS = {"LSTM": 4, "GRU": 3, "RNN": 1}
 STATES = {"LSTM": ("initial_h", "initial_c"), "GRU": ("initial_h",), "RNN": ("initial_h",)}
 ORDER = ("X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P")
-T, B, I, H = 6, 4, 3, 5
+#: Steps, rows, features of input and of the state.
+T, B, N, H = 6, 4, 3, 5
 
 
 def made(nodes, inputs, outputs, constants, opset=16, domains=()):
@@ -37,7 +38,7 @@ def arrays(operator, ways=1, *, bias=True, peepholes=False, lengths=None, states
     def normal(*shape):
         return (0.5 * rng.normal(size=shape)).astype(dtype)
 
-    found = {"X": normal(T, B, I), "W": normal(ways, rows, I), "R": normal(ways, rows, H)}
+    found = {"X": normal(T, B, N), "W": normal(ways, rows, N), "R": normal(ways, rows, H)}
     if bias:
         found["B"] = normal(ways, 2 * rows)
     if lengths is not None:
