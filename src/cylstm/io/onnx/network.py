@@ -11,7 +11,7 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.io.onnx import evaluators, reading
-from cylstm.io.onnx.errors import OnnxError, package
+from cylstm.io.onnx.errors import OnnxError, named, package
 from cylstm.io.onnx.plan import Context, Plan
 from cylstm.module import Array
 
@@ -119,7 +119,8 @@ def _value(info: Any) -> Value:
     kind = info.type.tensor_type
     if not kind.elem_type:
         return Value(None, None)
-    dtype = np.dtype(package().helper.tensor_dtype_to_np_dtype(kind.elem_type))
+    with named(f"model: type of {info.name!r}"):
+        dtype = np.dtype(package().helper.tensor_dtype_to_np_dtype(kind.elem_type))
     if not kind.HasField("shape"):
         return Value(dtype, None)
     return Value(dtype, tuple(_size(dim) for dim in kind.shape.dim))

@@ -242,6 +242,12 @@ class Choice:
             True: Plan(graphs["then_branch"], scope, context),
             False: Plan(graphs["else_branch"], scope, context),
         }
+        for branch in self.branches.values():
+            if len(branch.outputs) != len(self.outputs):
+                raise OnnxError(
+                    f"{self.label}: expected branches with {len(self.outputs)} outputs, got one "
+                    f"with {len(branch.outputs)}"
+                )
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run the branch that the condition says."""
