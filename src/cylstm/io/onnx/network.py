@@ -12,11 +12,13 @@ import numpy as np
 from cylstm import checks
 from cylstm.io.onnx import evaluators, reading
 from cylstm.io.onnx.errors import OnnxError, named, package
+from cylstm.io.onnx.line import Line
 from cylstm.io.onnx.plan import Context, Plan
 from cylstm.module import Array
 
 if TYPE_CHECKING:
     from cylstm.layers.recurrent import Recurrent
+    from cylstm.layers.sequential import Sequential
 
 
 class Value(NamedTuple):
@@ -70,10 +72,33 @@ class OnnxNetwork:
         values = [value for value in inferred.graph.input if value.name not in constants]
         self.inputs = MappingProxyType({value.name: _value(value) for value in values})
         self.outputs = MappingProxyType({v.name: _value(v) for v in inferred.graph.output})
-        self._plan = Plan(inferred.graph, None, context)
+        self._plan = plan = Plan(inferred.graph, None, context)
+        self._module: Sequential | OnnxError
+        try:
+            self._module = Line(inferred, plan).module()
+        except OnnxError as error:
+            self._module = error
+        plan.forget()
         self.layers: Mapping[str, list[Recurrent]] = MappingProxyType(
             {n: [part.layer for part in node.parts or []] for n, node in context.nodes.items()}
         )
+
+    @property
+    def module(self) -> Sequential:
+        """The network as a `Sequential`, if its graph is a line of modules.
+
+        A line has one input and one output beside lengths, initial and final states: embeddings,
+        recurrent nodes with what is needed around them, linear maps, norms and activations, and
+        the choice of the last output, the final state, the mean or the maximum.
+
+        Raises
+        ------
+        OnnxError
+            It is none; the message names the node that is in the way.
+        """
+        if isinstance(self._module, OnnxError):
+            raise OnnxError(str(self._module))
+        return self._module
 
     def __repr__(self) -> str:
         """Show inputs, outputs and layers."""

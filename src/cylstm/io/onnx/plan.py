@@ -277,8 +277,9 @@ class Plan:
 
     def __init__(self, graph: Any, outer: Scope | None, context: Context) -> None:
         self.outputs = [value.name for value in graph.output]
-        scope = Scope(graph, outer, context)
-        cuts = {id(n): self._cut(n, scope, context) for n in scope.nodes}
+        self.scope = scope = Scope(graph, outer, context)
+        #: Steps of nodes that are cuts, by the node's id; None for others.
+        self.cuts = cuts = {id(n): self._cut(n, scope, context) for n in scope.nodes}
         nodes = _needed(scope.nodes, cuts, self.outputs)
         level: dict[str, int] = {}
         levels: list[tuple[list[Any], list[Any]]] = []
@@ -316,6 +317,10 @@ class Plan:
             raise OnnxError(f"{label(node)}: expected no recurrent nodes inside a {node.op_type}, "
                             "which would run them again and again; If may have them")  # fmt: skip
         return Choice(node, scope, context)
+
+    def forget(self) -> None:
+        """Let go of what only making the plan needed."""
+        del self.scope, self.cuts
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph on values by name, those of the graphs around it included.
