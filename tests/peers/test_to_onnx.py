@@ -256,31 +256,31 @@ def line(nodes, constants=None, outputs=("y",), found=None, more=()):
 AXIS = {"axis": np.array([1], np.int64)}
 SQUEEZED = [helper.make_node("Squeeze", ["Y", "axis"], ["s"])]
 NO_LINES = {
-    "Abs 'y'": (SQUEEZED + [helper.make_node("Abs", ["s"], ["y"])], AXIS),
-    "Mul 'y'": (SQUEEZED + [helper.make_node("Mul", ["s", "s"], ["y"])], AXIS),
+    "Abs 'y'": ([*SQUEEZED, helper.make_node("Abs", ["s"], ["y"])], AXIS),
+    "Mul 'y'": ([*SQUEEZED, helper.make_node("Mul", ["s", "s"], ["y"])], AXIS),
     "to one node": (
-        SQUEEZED + [helper.make_node("Relu", ["s"], ["a"]), helper.make_node("Tanh", ["s"], ["b"]),
-                    helper.make_node("Add", ["a", "b"], ["y"])], AXIS),
-    "Softmax 'y'": (SQUEEZED + [helper.make_node("Softmax", ["s"], ["y"], axis=0)], AXIS),
+        [*SQUEEZED, helper.make_node("Relu", ["s"], ["a"]), helper.make_node("Tanh", ["s"], ["b"]),
+         helper.make_node("Add", ["a", "b"], ["y"])], AXIS),
+    "Softmax 'y'": ([*SQUEEZED, helper.make_node("Softmax", ["s"], ["y"], axis=0)], AXIS),
     "Add 'y'": (
-        SQUEEZED + [helper.make_node("Add", ["s", "b"], ["y"])],
+        [*SQUEEZED, helper.make_node("Add", ["s", "b"], ["y"])],
         AXIS | {"b": np.ones(models.H, np.float32)}),
     "MatMul 'y'": (
-        SQUEEZED + [helper.make_node("MatMul", ["w", "s"], ["y"])],
+        [*SQUEEZED, helper.make_node("MatMul", ["w", "s"], ["y"])],
         AXIS | {"w": np.ones((models.B, models.B), np.float32)}),
     "Reshape 'y'": (
         [helper.make_node("Reshape", ["Y", "shape"], ["y"])],
         {"shape": np.array([-1, models.B, models.H], np.int64)}),
-    "axes as in": (SQUEEZED + [helper.make_node("Transpose", ["s"], ["y"], perm=[1, 0, 2])], AXIS),
+    "axes as in": ([*SQUEEZED, helper.make_node("Transpose", ["s"], ["y"], perm=[1, 0, 2])], AXIS),
     "features last": ([helper.make_node("Transpose", ["Y"], ["y"], perm=[0, 2, 3, 1])], {}),
     "Gather 'y'": (
-        SQUEEZED + [helper.make_node("Gather", ["s", "k"], ["y"], axis=0)],
+        [*SQUEEZED, helper.make_node("Gather", ["s", "k"], ["y"], axis=0)],
         AXIS | {"k": np.array(0, np.int64)}),
     "ReduceSum 'y'": (
-        SQUEEZED + [helper.make_node("ReduceSum", ["s", "k"], ["y"], keepdims=0)],
+        [*SQUEEZED, helper.make_node("ReduceSum", ["s", "k"], ["y"], keepdims=0)],
         AXIS | {"k": np.array([0], np.int64)}),
     "Y or Y_h": (
-        SQUEEZED + [helper.make_node("Add", ["s", "Y_h"], ["y"])], AXIS),
+        [*SQUEEZED, helper.make_node("Add", ["s", "Y_h"], ["y"])], AXIS),
 }  # fmt: skip
 
 

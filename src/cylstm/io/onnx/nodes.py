@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cylstm.io.onnx.errors import OnnxError, named, package
+from cylstm.io.onnx.errors import OnnxError, failure, named, package
 from cylstm.layers.activations import KNOWN, PARAMETERS
 from cylstm.layers.gru import GRU
 from cylstm.layers.lstm import LSTM
@@ -296,13 +296,12 @@ class Recurrence:
     ) -> list[Array]:
         """Run one layer: y (T, D, B, H) if wanted, and final states (D, B, H)."""
         mine = [None if value is None else value[part.directions] for value in state]
-        with named(self.label):
-            y, final = part.layer(
-                x,
-                mine[0] if len(mine) == 1 else tuple(mine),
-                lengths=lengths,
-                return_="all" if wanted else "final",
-            )
+        start = mine[0] if len(mine) == 1 else tuple(mine)
+        which = "all" if wanted else "final"
+        try:
+            y, final = part.layer(x, start, lengths=lengths, return_=which)
+        except Exception as error:
+            raise failure(self.label, error) from error
         finals = list(final) if isinstance(final, tuple) else [final]
         if wanted:
             y = y.reshape(*y.shape[:2], part.layer.num_directions, -1).transpose(0, 2, 1, 3)

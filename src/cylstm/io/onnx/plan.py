@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cylstm.io.onnx import evaluators
-from cylstm.io.onnx.errors import OnnxError, named, package
+from cylstm.io.onnx.errors import OnnxError, failure, named, package
 from cylstm.io.onnx.nodes import Recurrence, is_recurrent, label
 from cylstm.io.onnx.reading import subgraphs_of
 from cylstm.module import Array
@@ -225,8 +225,10 @@ class Rest:
             kind = package().helper.np_dtype_to_tensor_dtype
             with self._lock:
                 run = self._run or self._prepare({n: kind(v.dtype) for n, v in feeds.items()})
-        with named(f"outputs {', '.join(self.outputs)}"):
+        try:
             return dict(zip(self.outputs, run(feeds), strict=True))
+        except Exception as error:
+            raise failure(f"outputs {', '.join(self.outputs)}", error) from error
 
 
 class Choice:
