@@ -12,7 +12,7 @@ import pytest
 from helpers import DTYPES, LAYERS, assert_same_bits, refused, run_python
 from hypothesis import given
 from hypothesis import strategies as st
-from test_streams import CELLS, EVERY, SIZES, allocated
+from test_streams import CELLS, EVERY, SIZES
 from variants import CELL_VARIANTS, named
 
 import cylstm
@@ -477,17 +477,6 @@ def test_in_a_forked_child():
     finally:
         over.set()
         thread.join()
-
-
-@pytest.mark.parametrize("count", [1, 200])
-@EVERY
-def test_a_step_allocates_nothing(cell, count):
-    layer = LAYERS[cell](8, 64, 2, rng=0)
-    pool, x = layer.pool(200), frames(layer, count)
-    ids, out, step = np.array(opened(pool, count)), np.empty((count, 64), "f"), pool.step
-    nothing = allocated(lambda: None)
-    assert allocated(lambda: step(ids, x, out=out), 200) <= nothing
-    assert allocated(lambda: step(ids, x), 200) >= out.nbytes
 
 
 def test_memory_of_a_pool():

@@ -9,7 +9,7 @@ import struct
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+from functools import partial
 
 import numpy as np
 import pytest
@@ -469,35 +469,6 @@ def test_weights_may_change_in_another_thread():
     assert found <= expected
 
 
-def allocated(call, times=1000):
-    """Most bytes that Python, NumPy and the kernels (which own memory by Python objects) add."""
-    for _ in repeat(None, 3):
-        call()
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        tracemalloc.reset_peak()
-        for _ in repeat(None, times):
-            call()
-        return tracemalloc.get_traced_memory()[1] - before
-    finally:
-        tracemalloc.stop()
-
-
-@pytest.mark.parametrize("hidden", [64, 256])
-@pytest.mark.parametrize("rows", [1, 5])
-@EVERY
-def test_a_step_allocates_nothing(cell, rows, hidden):
-    layer = LAYERS[cell](8, hidden, 2, rng=0)
-    stream, x = layer.stream(rows, num_threads=1), np.ones((rows, 8), "f")
-    out, step = np.empty((rows, hidden), "f"), stream.step
-    nothing = allocated(lambda: None)
-
-    assert allocated(lambda: step(x, out=out)) <= nothing
-    assert allocated(lambda: step(x)) >= out.nbytes  # the measure does count
-
-
 def test_a_stream_frees_what_it_had():
     layer = cylstm.LSTM(8, 64, rng=0)
     x = np.ones((1, 8), "f")
@@ -612,16 +583,62 @@ def test_the_native_entry_refuses_by_itself():
         def _checked_frames(self, x, rows):
             return np.zeros((), "f")
 
+        def _checked_attention(self, attention, rows):
+            return None
+
     with pytest.raises(TypeError, match="as the kernels read them"):
         Careless(stream.layer, 2).step([1])
+    with pytest.raises(TypeError, match=r"attention: .* as the kernels read them"):
+        Careless(cylstm.AUGRU(3, 5), 1).step(np.zeros((1, 3), "f"))
     assert state_rows.sizes(stream.layer) == [(5,)]
 
 
-def test_a_cell_that_reads_more_than_x_does_not_stream():
-    layer = cylstm.AUGRU(3, 4)
-    for make in (layer.stream, lambda: layer.pool(3)):
-        with pytest.raises(TypeError, match=r"^layer: expected .*, got AUGRU\(3, 4\).*attention"):
-            make()
+@pytest.mark.parametrize(("size", "threads"), [(5, 1), (384, 3)])
+def test_attention(size, threads):
+    """A number for each row and step: by steps, chunks and in pools the bits of the whole call."""
+    layer = cylstm.AUGRU(3, size, 2, rng=0)
+    rng = np.random.default_rng(0)
+    x, attention = rng.normal(size=(6, 4, 3)).astype("f"), rng.random((6, 4)).astype("f")
+    expected, final = layer(x, attention=attention)
+    stream, pool = layer.stream(4, num_threads=threads), layer.pool(4)
+    ids = [pool.open() for _ in range(4)]
+    order = [2, 0, 3, 1]
+    out = attention[0].repeat(size).reshape(4, size)  # attention is read before it is written
+    for t in range(3):
+        assert_same_bits(stream.step(x[t], attention=attention[t]), expected[t])
+        y = pool.step([ids[i] for i in order], x[t, order], attention=attention[t, order],
+                      num_threads=threads)  # fmt: skip
+        assert_same_bits(y, expected[t, order])
+    assert_same_bits(stream.step(x[3], out, attention[3].astype(float)), expected[3])
+    assert_same_bits(stream.push(x[4:], attention=attention[4:]), expected[4:])
+    assert_same_bits(stream.state, final)
+    one = layer.stream()
+    assert_same_bits(one.step(x[0, 0], attention=attention[0, 0]), expected[0, 0])
+    overlap = np.zeros(4, "f")
+    alone = cylstm.AUGRU(3, 1, rng=0).stream(4)
+    right = alone.step(x[0], attention=attention[0])
+    alone.reset()
+    overlap[:] = attention[0]
+    assert_same_bits(alone.step(x[0], overlap.reshape(4, 1), overlap), right)
+
+
+def test_attention_that_does_not_fit():
+    layer = cylstm.AUGRU(3, 4, rng=0)
+    stream, pool, plain = layer.stream(2), layer.pool(2), cylstm.GRU(3, 4, rng=0)
+    ids, x = [pool.open(), pool.open()], np.zeros((2, 3), "f")
+    for step in (partial(stream.step, x), partial(pool.step, ids, x)):
+        for wrong, message in ((None, r"expected shape \(2,\), got None"),
+                               ([0.5], r"expected shape \(2,\), got \(1,\)"),
+                               (0.5, r"expected shape \(2,\), got \(\)")):  # fmt: skip
+            with pytest.raises(ValueError, match=f"^attention: {message}"):
+                step(attention=wrong)
+    with pytest.raises(TypeError, match=r"^attention: expected none"):
+        plain.stream(2).step(x, attention=[1, 1])
+    with pytest.raises(TypeError, match=r"^submit: .* attention"):
+        pool.submit(ids[0], x[0])
+    with pytest.raises(TypeError, match="reads x alone, got attention"):
+        sequence.Stepper(stream)
+    assert not np.any(stream.state)
 
 
 @EVERY

@@ -34,6 +34,8 @@ ctypedef struct PoolJob:
     Py_ssize_t x_size
     char *y
     Py_ssize_t y_size
+    const char *attention           # or NULL
+    Py_ssize_t itemsize             # of a number of it
 
 
 cdef void pool_work(Job *job, Py_ssize_t rank) noexcept nogil:
@@ -45,7 +47,8 @@ cdef void pool_work(Job *job, Py_ssize_t rank) noexcept nogil:
         n = min(j.unit, j.count - first)
         for i in range(n):
             load_row(r, i, j.states + j.slot[first + i] * j.state_size)
-        step_rows(r, n, j.x + first * j.x_size, j.y + first * j.y_size)
+        step_rows(r, n, j.x + first * j.x_size, j.y + first * j.y_size,
+                  j.attention + first * j.itemsize if j.attention != NULL else NULL)
         for i in range(n):
             store_row(r, i, j.states + j.slot[first + i] * j.state_size)
         first = team_claim(&j.team) * j.unit
@@ -62,6 +65,7 @@ cdef class PoolStep:
     capacity : int
         Of the pool.
     """
+    cdef PoolStep next      # of those that no step is using
     cdef Stack stack
     cdef list plans         # of one thread each
     cdef Arena arena
@@ -102,7 +106,8 @@ cdef class PoolStep:
         cdef StepPlan plan = self.plans[0]
         return plan.seconds * count < SERIAL_SECONDS * self.unit
 
-    cdef void run(self, const char *x, char *y, char *states, Py_ssize_t threads) noexcept:
+    cdef void run(self, const char *x, char *y, attention, char *states,
+                  Py_ssize_t threads) noexcept:
         """The work that has been divided."""
         cdef PoolJob *j = self.job
         cdef StepPlan plan = self.plans[0]
@@ -110,6 +115,8 @@ cdef class PoolStep:
         j.job.work = pool_work
         j.slot, j.states, j.state_size = self.slot, states, plan.width * itemsize
         j.x, j.x_size, j.y, j.y_size = x, plan.inputs * itemsize, y, plan.outputs * itemsize
+        j.attention = NULL if attention is None else cnp.PyArray_BYTES(attention)
+        j.itemsize = itemsize
         team_init(&j.team)
         if self.small(j.count):
             pool_work(&j.job, 0)
@@ -129,8 +136,9 @@ ctypedef struct Slot:
 cdef class PoolBase:
     """The part of `cylstm.streams.StreamPool` that is compiled: the table, and steps.
 
-    A subclass has `_checked_ids(ids)`, `_checked_frames(x, rows)` and `_checked_out(out, shape)`,
-    which check what does not come as the kernels read it, and return what does.
+    A subclass has `_checked_ids(ids)`, `_checked_frames(x, rows)`, `_checked_out(out, shape)` and
+    `_checked_attention(attention, rows)`, which check what does not come as the kernels read it,
+    and return what does.
 
     Parameters
     ----------
@@ -145,7 +153,7 @@ cdef class PoolBase:
     cdef readonly Py_ssize_t capacity
     cdef object clock
     cdef object number
-    cdef list spare             # of PoolStep: those that no step is using
+    cdef PoolStep spare         # the first of those that no step is using
     cdef Arena arena
     cdef char *states           # (capacity, width)
     cdef Slot *slots            # (capacity)
@@ -153,6 +161,7 @@ cdef class PoolBase:
     cdef Py_ssize_t itemsize
     cdef Py_ssize_t inputs
     cdef Py_ssize_t outputs
+    cdef bint attends           # whether the cells read a number for each row beside x
     cdef Py_ssize_t opened      # streams that are open
     cdef Py_ssize_t reached     # slots that have ever been used: the first ones
     cdef cnp.int32_t free       # the slot closed last, or -1
@@ -163,24 +172,24 @@ cdef class PoolBase:
     def __init__(self, layer, Py_ssize_t capacity, clock, number):
         cdef PoolStep step
         cdef StepPlan plan
-        if self.spare is not None or not 1 <= capacity <= 1 << SLOT_BITS:
+        if self.slots != NULL or not 1 <= capacity <= 1 << SLOT_BITS:
             raise ValueError(f"capacity: expected 1 to {1 << SLOT_BITS}, got {capacity}")
         step = PoolStep(layer._weights(False), capacity)
         plan = step.plans[0]
         self.layer, self.capacity, self.clock, self.number = layer, capacity, clock, number
         self.width, self.itemsize = plan.width, plan.rows.level.itemsize
-        self.inputs, self.outputs = plan.inputs, plan.outputs
+        self.inputs, self.outputs, self.attends = plan.inputs, plan.outputs, plan.attends()
         self.arena = Arena()
         # Not cleared: the system gives memory when a slot is first used.
         self.states = <char *>self.arena.room(capacity, self.width * self.itemsize)
         self.slots = <Slot *>self.arena.room(capacity, sizeof(Slot))
-        self.spare = [step]
+        self.spare = step
 
     def __len__(self):
         """How many streams are open."""
         return self.opened
 
-    def step(self, ids, x, out=None, *, num_threads=None):
+    def step(self, ids, x, out=None, *, attention=None, num_threads=None):
         """Feed one frame to each of some streams, and go on to their next states.
 
         A stream's outputs and states have the bits it would have alone. With `out` nothing is
@@ -196,6 +205,8 @@ cdef class PoolBase:
             The frame of each; real numbers of any dtype, cast to the layer's.
         out : ndarray of shape (n, P), optional
             Where to write the outputs. It may share memory with `x`.
+        attention : array-like of shape (n,)
+            How much of each stream's update gate is used, 0 to 1: of an AUGRU, and only of one.
         num_threads : int, optional
             Most threads to use; default `get_num_threads()`. Never changes a bit of the result.
 
@@ -223,21 +234,23 @@ cdef class PoolBase:
         x = take_frames(self, x, 2, n, self.inputs, dtype)
         y = take_results(self, out, 2, n, self.outputs, dtype)
         x = apart_from(x, y)
-        self.run(ids, n, cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y), num_threads, now)
+        attention = take_attention(self, attention, n, self.attends, dtype)
+        if attention is not None:
+            attention = apart_from(attention, y)
+        self.run(ids, n, x, y, attention, num_threads, now)
         return give_results(y, out)
 
-    cdef int run(self, ids, Py_ssize_t n, const char *x, char *y, num_threads,
-                 double now) except -1:
+    cdef int run(self, ids, Py_ssize_t n, x, y, attention, num_threads, double now) except -1:
         """Do what `step` says, of arrays as the kernels read them."""
-        cdef PoolStep step = None
+        cdef PoolStep step = self.spare
         cdef int threads = 1
         cdef Py_ssize_t i
-        if self.spare is None:
+        if self.slots == NULL:
             raise TypeError("pool: expected one made by layer.pool(), got one without a layer")
-        if self.spare:
-            step = self.spare.pop()
+        if step is not None:
+            self.spare, step.next = step.next, None
         if step is None or step.stack is not self.layer._packed:
-            self.spare.clear()
+            self.spare = None
             step = PoolStep(self.layer._weights(False), self.capacity)
             self.check_sizes(step)
         try:
@@ -246,14 +259,15 @@ cdef class PoolBase:
             self.enter(step, <const cnp.int64_t *>cnp.PyArray_DATA(ids), n)
             try:
                 threads = step.divide(n, threads)
-                step.run(x, y, self.states, threads)
+                step.run(cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y), attention, self.states,
+                         threads)
                 for i in range(n):
                     self.slots[step.slot[i]].used = now
             finally:
                 for i in range(n):
                     self.slots[step.slot[i]].busy = False
         finally:
-            self.spare.append(step)
+            step.next, self.spare = self.spare, step
         return 0
 
     cdef int check_sizes(self, PoolStep step) except -1:

@@ -48,8 +48,9 @@ cdef inline char *row_state(StepRows *r, Py_ssize_t layer, Py_ssize_t k,
         r.level.lanes * r.level.itemsize)
 
 
-cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y) noexcept nogil:
-    """One step of the first `n` rows on this thread."""
+cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y,
+                    const char *attention) noexcept nogil:
+    """One step of the first `n` rows on this thread; attention is theirs, or NULL."""
     cdef Py_ssize_t k, row, phase, step = r.place
     cdef FpMode mode = fp_flush()
     cdef Sequence *s
@@ -58,6 +59,7 @@ cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y) noexcept 
         s, p = r.seq[k], &r.part[k]
         s.active[step] = n
         s.x, s.y = <void *>x, y if k == r.layers - 1 else r.between[k]
+        s.attention = <void *>attention
         p.step0, p.step1 = step, step + 1
         row = 0
         while row < n:
@@ -80,17 +82,19 @@ cdef Call call_of_steps(list weights, Py_ssize_t rows):
     cdef Call call
     cdef Sequence *s
     cdef Py_ssize_t row, k
-    if len(weights) != 1 or packed_of(weights, 0).w.reverse or rows < 1 \
-            or packed_of(weights, 0).w.cell.attends:
-        raise ValueError("layers: expected one direction, forwards, cells that read x alone, and "
-                         "at least one row")
+    if len(weights) != 1 or packed_of(weights, 0).w.reverse or rows < 1:
+        raise ValueError("layers: expected one direction, forwards, and at least one row")
     call = new_call(weights)
     call.lay_out(2, rows, NULL, False)
     s = &call.seq[0]
     for k in range(s.w.states):
         memset(s.state[k], 0, 2 * rows * blocks_of(s, k) * call.level.lanes * call.level.itemsize)
+    if s.w.cell.attends:
+        s.attention_row = <Py_ssize_t *>call.arena.room(rows, sizeof(Py_ssize_t))
     for row in range(rows):
         s.x_row[row], s.y_row[row] = row * s.w.inputs, row * s.w.outputs
+        if s.w.cell.attends:
+            s.attention_row[row] = row
     return call
 
 
@@ -163,21 +167,29 @@ cdef class StepPlan:
         """Whether a step is over sooner than the GIL, or work, is handed to another thread."""
         return self.seconds < SERIAL_SECONDS
 
-    cdef int step(self, x, const char *x_data, char *y) except -1:
-        """One step of all rows, of contiguous x (rows, inputs) into y (rows, outputs)."""
+    cdef bint attends(self) noexcept:
+        """Whether the cells read a number for each row beside x."""
+        return self.rows.seq[0].w.cell.attends
+
+    cdef int step(self, x, const char *x_data, char *y, attention) except -1:
+        """One step of all rows, of contiguous x (rows, inputs) into y (rows, outputs).
+
+        Attention is an array of a number for each row, or None.
+        """
         cdef StepRows *r = &self.rows
         cdef Py_ssize_t k
         cdef Call call
         cdef Clock clock = Clock(-1)
+        cdef char *numbers = NULL if attention is None else cnp.PyArray_BYTES(attention)
         if self.small():
-            step_rows(r, self.count, x_data, y)
+            step_rows(r, self.count, x_data, y, numbers)
             return 0
         self.spoiled = True     # unless it ends here: in a forked child it does not
         try:
             for k in range(r.layers):
                 call = self.calls[k]
-                call.x = x      # for a thread that is left behind
-                r.seq[k].x = <void *>x_data
+                call.x = x if attention is None else (x, attention)  # for a thread left behind
+                r.seq[k].x, r.seq[k].attention = <void *>x_data, numbers
                 r.seq[k].y = y if k == r.layers - 1 else r.between[k]
                 self.run(k, call, &clock)
                 x, x_data = self.arena, <const char *>r.seq[k].y
@@ -203,7 +215,7 @@ cdef class StepPlan:
         if estimate(call) >= 2 * SERIAL_SECONDS:    # of its two steps
             team = team_size(call, self.threads)
         run.step0, run.step1 = self.rows.place, self.rows.place + 1
-        run.team_seq.x = call.seq[0].x
+        run.team_seq.x, run.team_seq.attention = call.seq[0].x, call.seq[0].attention
         return go(run, call, team, clock)
 
     cdef int take_states(self, StepPlan other) except -1:
@@ -253,6 +265,19 @@ cdef object take_frames(owner, x, Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t w
     return x
 
 
+cdef object take_attention(owner, attention, Py_ssize_t rows, bint attends, int dtype):
+    """A number for each row as the kernels read them, or None where the cell reads none."""
+    if not attends:
+        if attention is not None:
+            raise TypeError("attention: expected none for a layer that reads x alone, got some")
+        return None
+    if ready(attention, 1, 1, rows, dtype, False) == NULL:
+        attention = owner._checked_attention(attention, rows)
+        if ready(attention, 1, 1, rows, dtype, False) == NULL:
+            raise TypeError("attention: expected numbers as the kernels read them")
+    return attention
+
+
 cdef object take_results(owner, out, Py_ssize_t ndim, Py_ssize_t rows, Py_ssize_t width,
                          int dtype):
     """What to write into: `out` if the kernels can, or an array to be copied from."""
@@ -288,9 +313,10 @@ cdef object give_results(y, out):
 cdef class StreamBase:
     """The part of `cylstm.streams.Stream` that runs at every step.
 
-    A subclass has `_checked_frames(x, rows)` and `_checked_out(out, shape)`, which check what does
-    not come as the kernels read it: the first returns an array of shape (rows, inputs) or (inputs,)
-    that does, the second one to write into, which is copied to `out` if it is another one.
+    A subclass has `_checked_frames(x, rows)`, `_checked_attention(attention, rows)` and
+    `_checked_out(out, shape)`, which check what does not come as the kernels read it: the first
+    returns an array of shape (rows, inputs) or (inputs,) that does, the second one of shape
+    (rows,), the third one to write into, which is copied to `out` if it is another one.
 
     Parameters
     ----------
@@ -315,7 +341,7 @@ cdef class StreamBase:
         self.num_threads, self.threads = num_threads, number(num_threads)
         self.plan = StepPlan(layer._weights(False), batch_size, self.threads)
 
-    def step(self, x, out=None):
+    def step(self, x, out=None, attention=None):
         """Feed one frame to every row of the stream, and go on to the next state.
 
         The outputs, and the state afterwards, have the bits that a call on the whole sequence
@@ -328,6 +354,8 @@ cdef class StreamBase:
             One frame of each row; real numbers of any dtype, cast to the layer's.
         out : ndarray of shape (B, P), or (P,) if x is (I,), optional
             Where to write the outputs. It may share memory with `x`.
+        attention : array-like of shape (B,), or a number if B = 1
+            How much of each row's update gate is used, 0 to 1: of an AUGRU, and only of one.
 
         Returns
         -------
@@ -343,7 +371,7 @@ cdef class StreamBase:
         """
         self.enter()
         try:
-            return self.run(x, out)
+            return self.run(x, out, attention)
         finally:
             drop_claim(&self.claim)
 
@@ -358,7 +386,7 @@ cdef class StreamBase:
             raise RuntimeError("stream: expected one call at a time, got one during another")
         return 0
 
-    cdef run(self, x, out):
+    cdef run(self, x, out, attention):
         """Do what `step` says, as the one thread that may."""
         cdef StepPlan plan = self.renewed()
         cdef int dtype = type_of(plan.rows.level.itemsize)
@@ -367,9 +395,12 @@ cdef class StreamBase:
             ndim = 1
         x = take_frames(self, x, ndim, rows, plan.inputs, dtype)
         ndim = cnp.PyArray_NDIM(x)
+        attention = take_attention(self, attention, rows, plan.attends(), dtype)
         y = take_results(self, out, ndim, rows, plan.outputs, dtype)
         x = apart_from(x, y)
-        plan.step(x, cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y))
+        if attention is not None:
+            attention = apart_from(attention, y)
+        plan.step(x, cnp.PyArray_BYTES(x), cnp.PyArray_BYTES(y), attention)
         return give_results(y, out)
 
     cdef StepPlan renewed(self):
@@ -446,6 +477,8 @@ cdef class Stepper:
         stream.enter()
         try:
             old = stream.renewed()
+            if old.attends():
+                raise TypeError("stream: expected one of a layer that reads x alone, got attention")
             plan = StepPlan(old.stack, old.count, 1)
             plan.take_states(old)
         finally:
@@ -456,7 +489,7 @@ cdef class Stepper:
     cdef int step(self, const void *x, void *y) noexcept nogil:
         if self.at == NULL or not take_claim(<Claim *>&self.in_use):
             return -1
-        step_rows(<StepRows *>self.at, self.rows, <const char *>x, <char *>y)
+        step_rows(<StepRows *>self.at, self.rows, <const char *>x, <char *>y, NULL)
         drop_claim(<Claim *>&self.in_use)
         return 0
 

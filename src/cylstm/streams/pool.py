@@ -327,8 +327,10 @@ class StreamPool(sequence.PoolBase):
         ------
         ValueError, TypeError
             The id is not that of an open stream, or the frame does not fit: what one client sends
-            cannot spoil the others' flush.
+            cannot spoil the others' flush. Or the layer reads attention, which only `step` takes.
         """
+        if not self.layer._reads_x_only:
+            raise TypeError("submit: expected a layer that reads x alone, got one of attention")
         found = checks.array("x", x, self.layer.dtype)
         frame = checks.shape("x", found, (self.layer.input_size,)).copy()
         with self._queueing:
@@ -424,6 +426,10 @@ class StreamPool(sequence.PoolBase):
     def _checked_frames(self, x: Any, n: int) -> Array:
         found = checks.array("x", x, self.layer.dtype)
         return np.ascontiguousarray(checks.shape("x", found, (n, self.layer.input_size)))
+
+    def _checked_attention(self, attention: Any, rows: int) -> Array:
+        """Check attention, and return it as the kernels read it."""
+        return state_rows.checked_attention(attention, rows, self.layer.dtype)
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Array:
         return state_rows.writeable(out, shape, self.layer.dtype)

@@ -54,18 +54,23 @@ class StateStatistics(NamedTuple):
 
 
 def refuse_what_looks_ahead(layer: Recurrent) -> None:
-    """Refuse layers whose output at a step depends on later ones, or on more than x."""
-    if not layer._reads_x_only:
-        raise TypeError(
-            f"layer: expected one that reads x alone in a stream, got {layer!r}, which also reads "
-            "attention"
-        )
+    """Refuse layers whose output at a step depends on later ones."""
     for name in ("bidirectional", "go_backwards"):
         if getattr(layer, name):
             raise ValueError(
                 f"{name}: expected False for a stream, got True: such a layer begins at the end "
                 "of the sequence, which a stream does not have yet"
             )
+
+
+def checked_attention(value: Any, rows: int, dtype: np.dtype[Any]) -> Array:
+    """Return one number for each row as the kernels read them; of one row also a number."""
+    if value is None:
+        raise ValueError(f"attention: expected shape {(rows,)}, got None")
+    found = checks.array("attention", value, dtype)
+    if found.ndim == 0 and rows == 1:
+        found = found.reshape(1)
+    return np.ascontiguousarray(checks.shape("attention", found, (rows,)))
 
 
 def sizes(layer: Recurrent) -> list[tuple[int, ...]]:

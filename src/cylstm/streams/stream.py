@@ -78,7 +78,7 @@ class Stream(sequence.StreamBase):
         """Set the state of all rows, (B, S)."""
         self._exclusively(self._load, self._all, rows)
 
-    def push(self, chunk: Any, out: Array | None = None) -> Any:
+    def push(self, chunk: Any, out: Array | None = None, attention: Any = None) -> Any:
         """Feed any number of steps at once, and go on to the state after them.
 
         Parameters
@@ -88,6 +88,9 @@ class Stream(sequence.StreamBase):
             each fed as many steps as it has.
         out : ndarray, optional
             Where to write the outputs. It may share memory with `chunk`.
+        attention : array-like of shape (T, B), or (T,) if the chunk is (T, I)
+            How much of the update gate is used at each step, 0 to 1; (B, T) if the layer has
+            `batch_first`, a list for a list. Of an AUGRU, and only of one.
 
         Returns
         -------
@@ -101,14 +104,15 @@ class Stream(sequence.StreamBase):
         RuntimeError
             Another thread is at this stream.
         """
-        return self._exclusively(self._push, self._checked_chunk(chunk), out)
+        more = {} if attention is None else {"attention": attention}
+        return self._exclusively(self._push, self._checked_chunk(chunk), out, more)
 
-    def _push(self, chunk: Any, out: Array | None) -> Any:
+    def _push(self, chunk: Any, out: Array | None, more: dict[str, Any]) -> Any:
         rows = np.empty((self.batch_size, self._width), self.layer.dtype)
         self._store(self._all, rows)
         batched = not isinstance(chunk, np.ndarray) or chunk.ndim == 3
         state = state_rows.outward(self.layer, rows, batched)
-        y, state = self.layer(chunk, state, out=out, num_threads=self.num_threads)
+        y, state = self.layer(chunk, state, out=out, num_threads=self.num_threads, **more)
         self._load(self._all, state_rows.inward(self.layer, state, self.batch_size, batched))
         return y
 
@@ -220,6 +224,10 @@ class Stream(sequence.StreamBase):
             expected = " or ".join(map(str, reversed(shapes)))
             raise ValueError(f"x: expected shape {expected}, got {found.shape}")
         return np.ascontiguousarray(found)
+
+    def _checked_attention(self, attention: Any, rows: int) -> Array:
+        """Check attention, and return it as the kernels read it."""
+        return state_rows.checked_attention(attention, rows, self.layer.dtype)
 
     def _checked_out(self, out: Any, shape: tuple[int, ...]) -> Array:
         """Check `out`, and return an array that the kernels can write."""
