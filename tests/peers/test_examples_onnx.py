@@ -1,6 +1,8 @@
-"""The examples that read other packages' networks, against these packages' own runtimes."""
+"""Networks from other packages' files, against these packages' own runtimes."""
 
 import importlib.util
+import io
+import warnings
 import wave
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_close, run_python
+
+import cylstm
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -84,3 +88,34 @@ def test_silero_vad_at_the_command_line(tmp_path):
     printed = run_python(code, str(tmp_path / "a.wav"))
     lines = printed.splitlines()
     assert len(lines) == 5 and all(" s  0." in line for line in lines)
+
+
+def test_a_tagger_exported_by_pytorch():
+    class Tagger(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = torch.nn.Embedding(50, 12)
+            self.lstm = torch.nn.LSTM(12, 16, 2, bidirectional=True, batch_first=True)
+            self.out = torch.nn.Linear(32, 5)
+
+        def forward(self, ids):
+            return torch.log_softmax(self.out(self.lstm(self.words(ids))[0]), -1)
+
+    torch.manual_seed(0)
+    module, file, open_ = Tagger().eval(), io.BytesIO(), {0: "b", 1: "t"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (torch.randint(50, (3, 7)),), file, dynamo=False,
+                          input_names=["ids"], output_names=["y"],
+                          dynamic_axes={"ids": open_, "y": open_})  # fmt: skip
+    network = cylstm.from_onnx(file.getvalue())
+    ids = np.random.default_rng(0).integers(50, size=(2, 11))
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(ids)).numpy()
+    assert_close(network({"ids": ids})["y"], wanted, 2e-6)
+    # ONNX -> cylstm -> PyTorch
+    (first,), (second,) = network.layers.values()
+    state = module.lstm.state_dict()
+    for k, layer in enumerate((first, second)):
+        for name, value in layer.state_dict().items():
+            assert np.array_equal(value, state[name.replace("_l0", f"_l{k}")].numpy())

@@ -1,6 +1,5 @@
 """`from_onnx`: nodes with every attribute, graphs around them, streams; what is refused."""
 
-import io
 import itertools
 import random
 import warnings
@@ -404,39 +403,6 @@ def test_layers_in_loops_are_refused():
     proto = models.made(nodes, {"X": found["X"]}, ["ys"], constants)
     with pytest.raises(OnnxError, match="Loop 'again'"):
         cylstm.from_onnx(proto)
-
-
-def test_a_tagger_exported_by_pytorch():
-    import torch
-
-    class Tagger(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.words = torch.nn.Embedding(50, 12)
-            self.lstm = torch.nn.LSTM(12, 16, 2, bidirectional=True, batch_first=True)
-            self.out = torch.nn.Linear(32, 5)
-
-        def forward(self, ids):
-            return torch.log_softmax(self.out(self.lstm(self.words(ids))[0]), -1)
-
-    torch.manual_seed(0)
-    module, file, open_ = Tagger().eval(), io.BytesIO(), {0: "b", 1: "t"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module, (torch.randint(50, (3, 7)),), file, dynamo=False,
-                          input_names=["ids"], output_names=["y"],
-                          dynamic_axes={"ids": open_, "y": open_})  # fmt: skip
-    network = cylstm.from_onnx(file.getvalue())
-    ids = np.random.default_rng(0).integers(50, size=(2, 11))
-    with torch.no_grad():
-        wanted = module(torch.from_numpy(ids)).numpy()
-    assert_close(network({"ids": ids})["y"], wanted, TOLERANCE)
-    # ONNX -> cylstm -> PyTorch
-    (first,), (second,) = network.layers.values()
-    state = module.lstm.state_dict()
-    for k, layer in enumerate((first, second)):
-        for name, value in layer.state_dict().items():
-            assert np.array_equal(value, state[name.replace("_l0", f"_l{k}")].numpy())
 
 
 # Streams
