@@ -408,6 +408,13 @@ def test_layers_in_loops_are_refused():
 # Streams
 
 
+def declare(proto, **shapes):
+    """Set the shapes of inputs and outputs."""
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, shapes[value.name])
+        value.type.CopyFrom(kind)
+
+
 def stateful(**attributes):
     """A GRU with its state going in and out, between other nodes."""
     found = models.arrays("GRU", states=True)
@@ -419,11 +426,8 @@ def stateful(**attributes):
     constants = {n: found[n] for n in "WRB"} | {"bias": np.array([0.5], np.float32)}
     feeds = {"x": found["X"], "h": found["initial_h"]}
     proto = models.made(nodes, feeds, ["y", "hn"], constants)
-    sizes = {"x": ("T", "B", models.N), "h": (1, "B", models.H), "hn": (1, "B", models.H),
-             "y": ("T", 1, "B", models.H)}  # fmt: skip
-    for value in (*proto.graph.input, *proto.graph.output):
-        kind = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, sizes[value.name])
-        value.type.CopyFrom(kind)
+    state = (1, "B", models.H)
+    declare(proto, x=("T", "B", models.N), h=state, hn=state, y=("T", 1, "B", models.H))
     return proto, feeds
 
 
@@ -477,6 +481,28 @@ def test_one_output_for_two_states_is_refused():
     assert_close(stream.step({"X": found["X"]})["Y"], wanted["Y"], TOLERANCE)
     with pytest.raises(OnnxError, match="an output for each"):
         cylstm.from_onnx(proto, streaming={"initial_h": "Y_h", "initial_c": "Y_h"})
+
+
+def test_wrong_pairs_of_one_shape_fail_a_comparison():
+    found = models.arrays("LSTM", states=True)
+    nodes = [models.node("LSTM", found, hidden_size=models.H),
+             helper.make_node("Squeeze", ["Y_h", "axis"], ["last"])]  # fmt: skip
+    constants = {n: found[n] for n in "WRB"} | {"axis": np.array([0], np.int64)}
+    feeds = {n: v for n, v in found.items() if n not in constants}
+    proto = models.made(nodes, feeds, ["Y", "last", "Y_h", "Y_c"], constants)
+    state, x = (1, "B", models.H), ("T", "B", models.N)
+    declare(proto, X=x, Y=("T", 1, "B", models.H), last=("B", models.H), initial_h=state,
+            initial_c=state, Y_h=state, Y_c=state)  # fmt: skip
+    right = cylstm.from_onnx(proto, streaming={"initial_h": "Y_h", "initial_c": "Y_c"})
+    wrong = cylstm.from_onnx(proto, streaming={"initial_h": "Y_c", "initial_c": "Y_h"})
+    right.step({"X": found["X"]})
+    before = right.state
+    right.check({"X": found["X"]})
+    assert all(np.array_equal(right.state[n], v) for n, v in before.items())
+    with pytest.raises(OnnxError, match="'Y' step by step"):
+        wrong.check({"X": found["X"]})
+    with pytest.raises(OnnxError, match="at least 2 steps"):
+        right.check({"X": found["X"][:1]})
 
 
 # Files

@@ -144,6 +144,7 @@ def networks():
            c.LayerNorm(5, bias=False)]  # fmt: skip
     yield [c.Sequential(c.LSTM(6, 5, rng=0), c.RNN(5, 4, go_backwards=True, rng=0)),
            c.GRU(4, 3, rng=1)]  # fmt: skip
+    yield [c.LSTM(6, 5, 2, bidirectional=True, rng=1), c.Pool("final")]
     for mode in ("last", "mean", "max", "final"):
         for merge in ("concat", "sum", "mul", "ave"):
             yield [c.GRU(6, 5, bidirectional=True, merge_mode=merge, rng=1), c.Pool(mode)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
@@ -275,6 +275,52 @@ class OnnxStream:
         self._state = {given: found.pop(made) for given, made in self.pairs.items()}
         return found
 
+    def check(self, feeds: Mapping[str, Any], axis: int = 0, tolerance: float = 1e-4) -> None:
+        """Compare steps one at a time with one step on the whole, both from the initial state.
+
+        Where the file does not tell states apart, as h and c of one shape, this does.
+
+        Parameters
+        ----------
+        feeds : mapping of str to array-like
+            All inputs that are no state, of at least 2 steps.
+        axis : int, default 0
+            The axis of time.
+        tolerance : float, default 1e-4
+            Largest difference, of outputs as long as the whole, of the last ones of others, and of
+            final states.
+
+        Raises
+        ------
+        OnnxError
+            Something differs, which the message names: pairs are wrong, the network looks ahead,
+            or needs more of the past than its state. The stream's own state is as before.
+        """
+        arrays = {name: np.asarray(value) for name, value in feeds.items()}
+        steps = max((v.shape[axis] for v in arrays.values() if v.ndim > axis), default=0)
+        if steps < 2:
+            raise OnnxError(f"feeds: expected at least 2 steps along axis {axis}, got {steps}")
+        before = self._state
+        try:
+            self._state = None
+            whole = self.step(arrays) | (self.state or {})
+            self._state = None
+            parts = [self.step({n: _at(v, t, axis, steps) for n, v in arrays.items()})
+                     for t in range(steps)]  # fmt: skip
+            found = {
+                name: _joined([p[name] for p in parts], whole[name], axis) for name in parts[0]
+            }
+            found |= self.state or {}
+        finally:
+            self._state = before
+        for name, value in whole.items():
+            difference = np.abs(found[name] - value).max(initial=0)
+            if not difference <= tolerance:
+                raise OnnxError(
+                    f"streaming: expected {name!r} step by step as on the whole with the pairs "
+                    f"{dict(self.pairs)}, got a difference of {difference:.2g}"
+                )
+
     def _zeros(self, feeds: Mapping[str, Any]) -> dict[str, Array]:
         sizes: dict[str, int] = {}
         for name, value in feeds.items():
@@ -289,6 +335,19 @@ class OnnxStream:
             whole = [n if isinstance(n, int) else sizes.get(n or "", self._rows) for n in shape]
             state[name] = np.zeros(whole, dtype)
         return state
+
+
+def _at(value: Array, step: int, axis: int, steps: int) -> Array:
+    """Take one step of an input; what has no axis of time goes as it is."""
+    timed = value.ndim > axis and value.shape[axis] == steps
+    return value.take([step], axis) if timed else value
+
+
+def _joined(parts: list[Array], whole: Array, axis: int) -> Array:
+    """Join the outputs of all steps, or take the last where the whole has no axis of time."""
+    if parts[0].ndim > axis and whole.shape[axis] == len(parts):
+        return np.concatenate(parts, axis)
+    return parts[-1]
 
 
 def candidates(network: OnnxNetwork) -> dict[str, list[str]]:
@@ -313,13 +372,27 @@ def _alike(a: Value, b: Value) -> bool:
     )
 
 
+@overload
+def from_onnx(
+    model: Any, *, streaming: None = None, evaluator: str | None = None, max_bytes: int = 2**31
+) -> OnnxNetwork: ...
+@overload
+def from_onnx(
+    model: Any,
+    *,
+    streaming: Mapping[str, str],
+    evaluator: str | None = None,
+    max_bytes: int = 2**31,
+) -> OnnxStream: ...
+
+
 def from_onnx(
     model: str | os.PathLike[str] | bytes | Any,
     *,
     streaming: Mapping[str, str] | None = None,
     evaluator: str | None = None,
     max_bytes: int = 2**31,
-) -> Any:
+) -> OnnxNetwork | OnnxStream:
     """Load a model of ONNX: its LSTM, GRU and RNN nodes run here, the rest on an evaluator.
 
     All attributes and inputs of the three operators are honoured: directions with activations of

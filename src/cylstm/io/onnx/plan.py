@@ -219,16 +219,17 @@ class Rest:
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run the nodes on values by name, and return those that are needed further on."""
-        feeds = {name: values[name] for name in self.inputs}
-        run = self._run
-        if run is None:
-            kind = package().helper.np_dtype_to_tensor_dtype
-            with self._lock:
-                run = self._run or self._prepare({n: kind(v.dtype) for n, v in feeds.items()})
         try:
+            feeds = {name: values[name] for name in self.inputs}
+            run = self._run or self._prepared(feeds)
             return dict(zip(self.outputs, run(feeds), strict=True))
         except Exception as error:
             raise failure(f"outputs {', '.join(self.outputs)}", error) from error
+
+    def _prepared(self, feeds: Mapping[str, Any]) -> evaluators.Run:
+        kind = package().helper.np_dtype_to_tensor_dtype
+        with self._lock:
+            return self._run or self._prepare({n: kind(v.dtype) for n, v in feeds.items()})
 
 
 class Choice:
@@ -323,6 +324,9 @@ class Plan:
     def forget(self) -> None:
         """Let go of what only making the plan needed."""
         del self.scope, self.cuts
+        for step in self.steps:
+            for branch in step.branches.values() if isinstance(step, Choice) else ():
+                branch.forget()
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Run the graph on values by name, those of the graphs around it included.

@@ -37,7 +37,9 @@ def read(source: Any, max_bytes: int) -> Any:
         `source` is nothing of this kind.
     """
     onnx = package()
-    limit = checks.size("max_bytes", max_bytes) if max_bytes < 2**31 else int(max_bytes)
+    limit = max_bytes
+    if not isinstance(limit, int) or limit < 2**31:
+        limit = checks.size("max_bytes", max_bytes)
     folder = None
     if isinstance(source, onnx.ModelProto):
         model = onnx.ModelProto()
