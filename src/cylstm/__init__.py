@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
     from cylstm.io.networks import load
+    from cylstm.io.onnx import from_onnx, to_onnx
     from cylstm.io.state_files import load_state, save_state
     from cylstm.io.tensors import FormatError
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
@@ -73,6 +74,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_onnx",
     "get_num_threads",
     "huber_loss",
     "init",
@@ -85,6 +87,7 @@ __all__ = [
     "save_state",
     "set_num_threads",
     "show_config",
+    "to_onnx",
     "truncated_bptt",
 ]
 
@@ -109,6 +112,7 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "io.onnx": ["from_onnx", "to_onnx"],
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
