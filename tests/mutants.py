@@ -111,7 +111,7 @@ TESTS = {
     "evaluators.py": "peers/from_onnx",
     "line.py": "peers/to_onnx",
     "masks.py": "regularisation dropout variants",
-    "network.py": "peers/from_onnx",
+    "onnx/network.py": "peers/from_onnx",
     "nodes.py": "peers/from_onnx",
     "plan.py": "peers/from_onnx",
     "reading.py": "peers/from_onnx",
@@ -150,7 +150,7 @@ def tests_of(mutant):
     """The tests of a mutant by name, in the order in which they are run."""
     file = mutant.file
     path = Path(file)
-    names = TESTS.get(path.name, "").split()
+    names = TESTS.get(f"{path.parent.name}/{path.name}", TESTS.get(path.name, "")).split()
     if not names and path.suffix == ".py":
         names = [path.stem] * (trial.ROOT / "tests" / f"test_{path.stem}.py").exists()
     elif not names:
