@@ -313,7 +313,7 @@ class Module:
         import cylstm
 
         kind = getattr(cylstm, name, None) if isinstance(name, str) else None
-        if not (isinstance(kind, type) and issubclass(kind, cls)) or not kind._signature:
+        if not (isinstance(kind, type) and issubclass(kind, cls)) or kind is Module:
             raise ValueError(f"config: expected 'class' to name a module of cylstm, got {name!r}")
         return kind
 
