@@ -89,7 +89,10 @@ TESTS = {
         "topology reset steps arrays bad_input"
     ),
     "cells.py": "variants",
+    "certificate.py": "files",
     "checks.py": "bad_input arrays options steps init linear losses optim",
+    "convert.py": "files",
+    "describe.py": "files hostile_files",
     "dispatch.py": "activations build",
     "elements.py": "losses::test_formulas losses",
     "classification.py": "losses::test_formulas losses",
@@ -103,9 +106,22 @@ TESTS = {
     "lstm.py": LAYERS,
     "rnn.py": LAYERS,
     "state_dict.py": "loading module",
+    "emitting.py": "peers/to_onnx peers/from_onnx",
+    "errors.py": "peers/from_onnx",
+    "evaluators.py": "peers/from_onnx",
+    "line.py": "peers/to_onnx",
     "masks.py": "regularisation dropout variants",
+    "onnx/network.py": "peers/from_onnx",
+    "nodes.py": "peers/from_onnx",
+    "plan.py": "peers/from_onnx",
+    "reading.py": "peers/from_onnx",
+    "writing.py": "peers/to_onnx",
     "outputs.py": "topology steps reset",
-    "module.py": "module config optim::test_frozen_parameters_are_left_alone options",
+    "module.py": (
+        "module config optim::test_frozen_parameters_are_left_alone files hostile_files options"
+    ),
+    "networks.py": "files hostile_files",
+    "npz.py": "files hostile_files",
     "ragged.py": "linear embedding",
     "recurrent.py": (
         "options dropout regularisation topology variants sequences initial_states arrays"
@@ -116,7 +132,10 @@ TESTS = {
         "options dropout regularisation topology variants sequences initial_states arrays"
     ),
     "snapshots.py": "streams::test_what_is_wrong_with_a_snapshot_is_said streams pools",
+    "state_files.py": "files hostile_files",
     "state_rows.py": "streams pools",
+    "suffixes.py": "files",
+    "tensors.py": "files hostile_files",
     "stream.py": "streams",
     "pool.py": "pools pool",
     "streams.pxi": "streams pools",
@@ -131,7 +150,7 @@ def tests_of(mutant):
     """The tests of a mutant by name, in the order in which they are run."""
     file = mutant.file
     path = Path(file)
-    names = TESTS.get(path.name, "").split()
+    names = TESTS.get(f"{path.parent.name}/{path.name}", TESTS.get(path.name, "")).split()
     if not names and path.suffix == ".py":
         names = [path.stem] * (trial.ROOT / "tests" / f"test_{path.stem}.py").exists()
     elif not names:

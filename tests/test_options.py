@@ -340,7 +340,7 @@ def public_docstrings():
         yield name, inspect.getdoc(value)
         if inspect.isclass(value):
             for of in dir(value):
-                if not of.startswith("_") or of == "__call__":
+                if of == "__call__" or not (of.startswith("_") or hasattr(BaseException, of)):
                     yield f"{name}.{of}", inspect.getdoc(getattr(value, of))
 
 

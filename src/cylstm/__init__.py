@@ -13,6 +13,10 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.networks import load
+    from cylstm.io.onnx import from_onnx, to_onnx
+    from cylstm.io.state_files import load_state, save_state
+    from cylstm.io.tensors import FormatError
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.branches import Concat, Residual
@@ -54,6 +58,7 @@ __all__ = [
     "Conv1d",
     "Dropout",
     "Embedding",
+    "FormatError",
     "LayerNorm",
     "Linear",
     "LogSoftmax",
@@ -69,15 +74,20 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_onnx",
     "get_num_threads",
     "huber_loss",
     "init",
     "l1_loss",
+    "load",
     "load_japanese_vowels",
+    "load_state",
     "mse_loss",
     "quantile_loss",
+    "save_state",
     "set_num_threads",
     "show_config",
+    "to_onnx",
     "truncated_bptt",
 ]
 
@@ -86,6 +96,9 @@ _LATER = {
     "layers.activation": ["Activation", "LogSoftmax", "Softmax"],
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
+    "io.networks": ["load"],
+    "io.state_files": ["load_state", "save_state"],
+    "io.tensors": ["FormatError"],
     "layers.branches": ["Concat", "Residual"],
     "layers.conv": ["Conv1d"],
     "layers.dropout": ["Dropout"],
@@ -99,6 +112,7 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "io.onnx": ["from_onnx", "to_onnx"],
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],

@@ -1,4 +1,4 @@
-"""The command line: `python -m cylstm demo` and `python -m cylstm info`."""
+"""The command line: `python -m cylstm demo`, `info`, `inspect FILE` and `convert IN OUT`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import cylstm
 from cylstm.examples import japanese_vowels as demo
+from cylstm.io.convert import READERS, WRITERS, convert
+from cylstm.io.describe import DESCRIBERS, lines
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -57,7 +59,46 @@ def parser() -> argparse.ArgumentParser:
         help="exit with status 1 below this test accuracy, for example 0.97",
     )
     commands.add_parser("info", help="print the configuration: instruction sets, threads")
+    command = commands.add_parser(
+        "inspect",
+        help="print what is in a file",
+        description="Print metadata, configuration and arrays of a file, without running it or "
+        "making room for its weights.",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help=", ".join(DESCRIBERS))
+    command = commands.add_parser(
+        "convert",
+        help="make a file of another kind from one",
+        description="Read a network from one file and write it to another; suffixes say of which "
+        "kind they are.",
+    )
+    command.add_argument("source", type=Path, metavar="IN", help=", ".join(READERS))
+    command.add_argument("target", type=Path, metavar="OUT", help=", ".join(WRITERS))
+    command.add_argument(
+        "--check",
+        type=Path,
+        metavar="SAMPLE.npz",
+        help="run both on the input x in it, print the largest difference of their outputs, and "
+        "exit with status 1 if it is more than rounding",
+    )
     return top
+
+
+def with_files(options: argparse.Namespace) -> int:
+    """Inspect a file or convert one; return the exit status."""
+    try:
+        if options.command == "inspect":
+            text, status = list(lines(options.file)), 0
+        else:
+            check = convert(options.source, options.target, options.check)
+            text = [] if check is None else [f"largest difference: {check.difference:.3g}"]
+            status = 0 if check is None or check.close else 1
+    except (ImportError, OSError, TypeError, ValueError) as error:
+        print(f"cylstm: {error}", file=sys.stderr)
+        return 2
+    for line in text:
+        print(line)
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "info":
         cylstm.show_config()
         return 0
+    if options.command in ("inspect", "convert"):
+        return with_files(options)
     cylstm.set_num_threads(options.threads)
     try:
         return demo.run(

@@ -13,6 +13,7 @@ import os
 import weakref
 from _thread import RLock  # importing threading takes longer than the package
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # naming numpy.random would import it
 
 
 _alive: weakref.WeakSet[Module] = weakref.WeakSet()
+#: The file that modules are made from while it is set; see `Source`.
+_source: ContextVar[Source | None] = ContextVar("_source", default=None)
 _REQUIRED = object()
 #: Numbers drawn at once, so that no array is made of the size of the parameters.
 _BLOCK = 65536
@@ -92,6 +95,58 @@ class Gradients(Mapping[str, Array]):
         return repr(self._views)
 
 
+class Source:
+    """A file that modules are made from, nested ones too: in a `with` block nothing is drawn.
+
+    Modules that would need more than the file holds are refused before anything is allocated.
+
+    Parameters
+    ----------
+    classes : mapping of str to type
+        Modules by name that the library does not have, or that stand in for its own.
+    parameters, numbers : int
+        How many parameters the file holds, and how many numbers these have together.
+    without : int, default 1000
+        How many modules may have no parameters.
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, type[Module]],
+        parameters: int,
+        numbers: int,
+        without: int = 1000,
+    ) -> None:
+        self.classes = classes
+        self._parameters, self._numbers, self._without = parameters, numbers, without
+
+    def __enter__(self) -> None:
+        self._token = _source.set(self)
+
+    def __exit__(self, *error: object) -> None:
+        _source.reset(self._token)
+
+    def take(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Count the parameters of one module.
+
+        Raises
+        ------
+        ValueError
+            With them it is more than the file holds.
+        """
+        numbers = sum(map(math.prod, shapes.values()))
+        if len(shapes) > self._parameters or numbers > self._numbers:
+            raise ValueError(
+                f"config: expected a module for {self._parameters} parameters of {self._numbers} "
+                f"numbers, as they are left in the file, got one of {len(shapes)} of {numbers}"
+            )
+        self._parameters -= len(shapes)
+        self._numbers -= numbers
+        self._without -= not shapes
+        if self._without < 0:
+            raise ValueError("config: expected fewer modules without parameters, got too many")
+
+
 class Module:
     """Named parameters of one module, stored as one flat vector.
 
@@ -150,6 +205,8 @@ class Module:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
         self._shapes = dict(shapes)
+        if (source := _source.get()) is not None:
+            source.take(self._shapes)
         self.dtype = np.dtype(dtype.name)  # NumPy's own object, which compares fastest
         self._storage = self._zeros()
         self._version = 0  # counts changes, so that a tape can tell that it is out of date
@@ -312,7 +369,11 @@ class Module:
             return cls
         import cylstm
 
-        kind = getattr(cylstm, name, None) if isinstance(name, str) else None
+        source, kind = _source.get(), None
+        if source is not None and isinstance(name, str):
+            kind = source.classes.get(name)
+        if kind is None and isinstance(name, str) and name in cylstm.__all__:
+            kind = getattr(cylstm, name)
         if not (isinstance(kind, type) and issubclass(kind, cls)) or kind is Module:
             raise ValueError(f"config: expected 'class' to name a module of cylstm, got {name!r}")
         return kind
@@ -331,7 +392,7 @@ class Module:
 
     def _draws_parameters(self) -> bool:
         """Whether a constructor is to draw initial values; asked once."""
-        return not self.__dict__.pop("_loaded", False)
+        return not self.__dict__.pop("_loaded", False) and _source.get() is None
 
     def _argument(self, name: str) -> Any:
         """Value of a constructor's argument that makes such a module; its default if it is gone."""
@@ -455,6 +516,51 @@ class Module:
 
     def _changed(self) -> None:
         """Forget everything derived from the parameters; layers drop their packed weights here."""
+
+    def _fill(self, read: Callable[[str, Array], None]) -> None:
+        """Have each parameter written into its place, by name, without a copy of it."""
+        with self._changing():
+            for name, view in self.split(self._storage).items():
+                read(name, view)
+
+    def _place(self, storage: Array) -> None:
+        """Have the parameters where they are already, as one vector that may be written to."""
+        with self._changing():
+            self._storage = storage
+            self._make_views()
+
+    def _owners(self) -> Mapping[str, Module]:
+        """Return the modules that have the parameters, each by what its names begin with."""
+        return {"": self}
+
+    def save(self, path: str | os.PathLike[str], *, probe: Any = None) -> None:
+        """Write the module to a file, from which `cylstm.load` makes it again.
+
+        A safetensors file: parameters under the names that `params` has, `config` and versions in
+        its metadata. It is written beside the old one, and takes its place when it is on the disk:
+        whatever fails, there is a whole file. What is frozen is not part of it, nor are gradients.
+
+        Parameters
+        ----------
+        path : str or path-like
+            By custom with the suffix ".safetensors".
+        probe : array-like, or mapping of str to array-like, optional
+            An input of a call, as "x" of a mapping where the call takes further arrays by name,
+            such as `lengths`. It is stored with what the module returns for it, so that
+            `load(path, verify=True)` can tell elsewhere whether the results are the same.
+
+        Raises
+        ------
+        TypeError
+            `path` is no path, or an array of the probe has a dtype that files do not have.
+        ValueError
+            The module shares a parameter with another one (`tied_to`), or refuses the probe.
+        OSError
+            The file cannot be written. What was at `path` is unchanged in any of these cases.
+        """
+        from cylstm.io import networks  # which imports this module
+
+        networks.save(self, path, probe)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero."""

@@ -201,6 +201,9 @@ class Container(Flowing):
             name: flat[where].reshape(self._shapes[name]) for name, where in self._slices().items()
         }
 
+    def _owners(self) -> Mapping[str, Module]:
+        return {f"{path}.": leaf for path, leaf in self._leaves.items()}
+
     def _parts(self) -> tuple[Module, ...]:
         return tuple(leaf for leaf in self._leaves.values() if leaf.flat_params.size)
 

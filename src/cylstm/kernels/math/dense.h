@@ -143,7 +143,7 @@ typedef struct {
                         .w = (const char *)p->w, .w_step = U * sizeof(vec), \
                         .w_block = sizeof(vec), .out = p->out, .out_block = LANES, \
                         .init = p->init, .init_block = LANES, .out_far = 1}; \
-        tile(R, 1, U, &t, REALS); \
+        tile(R, 1, U, REALS, &t); \
     }
 #define PRODUCTS(X) \
     UP_TO_BY_4(X, 1, 4) UP_TO_BY_4(X, 1, 3) UP_TO_BY_4(X, 1, 2) UP_TO_BY_4(X, 1, 1)

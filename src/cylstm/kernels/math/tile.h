@@ -29,17 +29,19 @@ typedef struct {
     int out_far;            /* whether out is likely not in cache, and fetched in advance */
 } Tile;
 
-/* How a vector of weights is stored, in so many bytes, and loaded: another format is another pair of
- * these, which a tile is specialised by. */
-typedef vec LoadWeights(const char *w);
-INLINE vec load_reals(const char *w) { return vload((const real *)w); }
-#define REALS sizeof(vec), load_reals
+/* How weights are stored, which a tile is specialised by: the bytes of a vector of them, and how it
+ * is loaded. Another format is another case in these two. */
+enum { REALS };
+INLINE ptrdiff_t weights_size(const int format) { return format == REALS ? sizeof(vec) : 0; }
+INLINE vec load_weights(const int format, const char *w) {
+    return format == REALS ? vload((const real *)w) : vset(0);
+}
 
-INLINE void tile(const int R, const int G, const int U, const Tile *t, const size_t size,
-                 LoadWeights *const load) {
+INLINE void tile(const int R, const int G, const int U, const int format, const Tile *t) {
     vec acc[8 * 4];
     const real *a[8];
     const char *w = t->w;
+    const ptrdiff_t size = weights_size(format);
     const real *init = t->init;
     const ptrdiff_t w_block = t->w_block;
 #pragma GCC unroll 8
@@ -66,7 +68,7 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t, const siz
                 for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
                     for (int g = 0; g < G; g++) {
-                        const vec wv = load(w + u * w_block + g * size);
+                        const vec wv = load_weights(format, w + u * w_block + g * size);
 #pragma GCC unroll 8
                         for (int r = 0; r < R; r++)
                             acc[(r * U + u) * G + g] = vfma(x[r], wv, acc[(r * U + u) * G + g]);
@@ -76,7 +78,8 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t, const siz
 #pragma GCC unroll 8
                 for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
-                    for (int g = 0; g < G; g++) wv[u * G + g] = load(w + u * w_block + g * size);
+                    for (int g = 0; g < G; g++)
+                        wv[u * G + g] = load_weights(format, w + u * w_block + g * size);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const vec x = vset(a[r][ka]);
@@ -125,7 +128,7 @@ enum { ROWS_BY_4 = 3, ROWS_BY_3 = 4 };
 /* One function per shape, so that each gets its own registers. */
 #define TILE_FUNCTION(R, G, U) \
     static __attribute__((noinline)) void tile_##R##_##G##_##U(const Tile *t) { \
-        tile(R, G, U, t, REALS); \
+        tile(R, G, U, REALS, t); \
     }
 TILES(TILE_FUNCTION)
 
