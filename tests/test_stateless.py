@@ -108,6 +108,8 @@ def test_softmax(dtype, name):
     check_gradients(module, normal(4))
     check_rows(module, normal(9, 3, 5, dtype=dtype), [9, 0, 4])
     check_rows(module, normal(40, 3, 33, dtype=dtype), [40, 1, 17])
+    for again in (cylstm.Module.from_config(module.config), SOFT[name].from_config(module.config)):
+        assert type(again) is SOFT[name]
     assert module(np.zeros((3, 0))).shape == (3, 0) and repr(module).endswith("ax()")
 
 

@@ -374,7 +374,7 @@ class Module:
             kind = source.classes.get(name)
         if kind is None and isinstance(name, str) and name in cylstm.__all__:
             kind = getattr(cylstm, name)
-        if not (isinstance(kind, type) and issubclass(kind, cls)) or not kind._signature:
+        if not (isinstance(kind, type) and issubclass(kind, cls)) or kind is Module:
             raise ValueError(f"config: expected 'class' to name a module of cylstm, got {name!r}")
         return kind
 
