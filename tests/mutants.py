@@ -1,6 +1,7 @@
 """Plant one error at a time in the sources and see the tests find it.
 
-    python tests/mutants.py [--all | --count N] [--written N] [--seed N] [--jobs N] [words]
+    python tests/mutants.py [--all | --count N] [--written N] [--seed N] [--jobs N] [--no-peers]
+                            [words]
 
 Builds a copy of the tree with one instruction set, and then, for one mutant after another,
 rebuilds what depends on its file and runs that file's tests; mutants written by hand are compiled
@@ -305,11 +306,16 @@ def main():
     parser.add_argument("--written", type=int, help="so many written by hand; default all")
     parser.add_argument("--seed", type=int, default=SEED, help="of the sample")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-peers", action="store_true", help="none that need other libraries")
     parser.add_argument("--list", action="store_true", help="only print the mutants")
     given = parser.parse_args()
 
     by_hand, rest = (
-        [m for m in mutants if all(word in m.described() for word in given.words)]
+        [
+            m for m in mutants
+            if all(word in m.described() for word in given.words)
+            and not (given.no_peers and any(test.startswith("peers/") for test in tests_of(m)))
+        ]  # fmt: skip
         for mutants in (written(), generated())
     )
     if given.written is not None:
