@@ -1,0 +1,37 @@
+"""Whole networks: every recurrent layer made a twin, in place, and back."""
+
+from __future__ import annotations
+
+import torch
+
+from cylstm.torch import modules
+
+_TWINS: dict[type[torch.nn.Module], type[torch.nn.Module]] = {
+    torch.nn.LSTM: modules.LSTM,
+    torch.nn.GRU: modules.GRU,
+    torch.nn.RNN: modules.RNN,
+}
+_ORIGINALS = {twin: original for original, twin in _TWINS.items()}
+
+
+def accelerate(module: torch.nn.Module) -> torch.nn.Module:
+    for part in _modules(module):
+        if twin := _TWINS.get(type(part)):
+            part.__class__ = twin
+            part._begin()
+    return module
+
+
+def restore(module: torch.nn.Module) -> torch.nn.Module:
+    for part in _modules(module):
+        if original := _ORIGINALS.get(type(part)):
+            for name in ("_engine", "_number"):
+                del part.__dict__[name]
+            part.__class__ = original
+    return module
+
+
+def _modules(module: torch.nn.Module) -> list[torch.nn.Module]:
+    if not isinstance(module, torch.nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
+    return list(module.modules())
