@@ -281,9 +281,7 @@ class Recurrent(Structure):
         )
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
-        return self._pass(
-            batch, state, out, num_threads, taped, checkpoint, rng, record, state_out
-        )
+        return self._pass(batch, state, out, num_threads, taped, checkpoint, rng, record, state_out)
 
     def _pass(
         self,

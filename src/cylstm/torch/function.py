@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cylstm.module import Array
 from cylstm.torch.engine import Engine, array, keep, kept
@@ -41,7 +40,6 @@ class Recurrence(torch.autograd.Function):
         return tuple([torch.from_numpy(a) for a in (y, *final)])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, *dfinal: Tensor | None) -> tuple[Any, ...]:
         """Propagate gradients back; those that nobody needs are dropped."""
         _, handle = ctx.saved_tensors
@@ -49,7 +47,20 @@ class Recurrence(torch.autograd.Function):
         found = (dx, *dstates[: ctx.n_states], *dweights)
         needed = ctx.needs_input_grad[4:]
         tensors = [torch.from_numpy(d) if n else None for d, n in zip(found, needed, strict=True)]
+        if torch.is_grad_enabled():  # by create_graph=True
+            tensors = [None if t is None else _differentiable_once(t) for t in tensors]
         return (None, None, None, None, *tensors)
+
+
+def _differentiable_once(gradient: Tensor) -> Tensor:
+    """Have a gradient raise where it is differentiated again, instead of counting as a constant."""
+    refuse = torch._C._functions.DelayedError(
+        b"cylstm.torch: expected a first derivative, got one of a gradient (create_graph=True): "
+        b"use torch.nn's layers there, for example by cylstm.torch.restore(module)",
+        1,
+    )
+    found: Tensor = refuse(gradient.requires_grad_())
+    return found
 
 
 def _back(
@@ -117,7 +128,9 @@ def _(
     outputs = twin.proj_size or twin.hidden_size
     rows: tuple[Any, ...] = ()
     if sizes is not None:
-        rows = (torch.library.get_ctx().new_dynamic_size(),) if not states else (states[0].shape[1],)
+        rows = (
+            (torch.library.get_ctx().new_dynamic_size(),) if not states else (states[0].shape[1],)
+        )
     elif x.dim() == 3:
         rows = (x.shape[0 if twin.batch_first else 1],)
     n = twin.num_layers * directions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from cylstm.torch import function
 from cylstm.torch.engine import DTYPES, Engine, array
 
+# The classes have a base of torch's after this one.
+_Base: Any = torch.nn.RNNBase if TYPE_CHECKING else object
 #: What a module's engine is made of.
 _OPTIONS = frozenset({
     "mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout",
@@ -19,7 +21,7 @@ _OPTIONS = frozenset({
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-class Twin:
+class Twin(_Base):
     """What the three classes put in front of torch's own: `forward`, and what belongs to it."""
 
     #: Arrays that the state consists of.
@@ -40,11 +42,11 @@ class Twin:
         super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        state: dict[str, Any] = super().__getstate__()
         return {name: v for name, v in state.items() if name not in ("_engine", "_number")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
         self._begin()
 
     def forward(self, input: Any, hx: Any = None) -> Any:
@@ -75,15 +77,15 @@ class Twin:
             return self._compiled(input, x, sizes, hx, weights)
         engine = self._engine_for(x, weights)
         if engine is None:
-            return super().forward(input, hx)  # type: ignore[misc]
+            return super().forward(input, hx)
         states: tuple[Tensor, ...] = () if hx is None else self._parts(hx)
         if packed and states:
             states = self._permuted(states, input.sorted_indices)
         if states or packed or x.dim() != 3 or x.shape[2] != self.input_size:
             self._check(x, states, sizes)
         engine.follow(weights)
-        seed = self._seed()
-        seed = None if seed is None else int(seed)
+        drawn = self._seed()
+        seed = None if drawn is None else int(drawn)
         by_step = None if sizes is None else array(sizes)
         if torch.is_grad_enabled() and _differentiable(x, states, weights):
             y, *final = function.Recurrence.apply(
@@ -139,6 +141,8 @@ class Twin:
         kind = self.mode.partition("_")[0]
         if sizes is None and x.dim() not in (2, 3):
             raise ValueError(f"{kind}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        if states and len(states) != self._n_states:
+            raise ValueError(f"hx: expected {self._n_states} tensors, got {len(states)}")
         batched = sizes is not None or x.dim() == 3
         for s in states:
             if s.dim() != (3 if batched else 2):
@@ -151,13 +155,16 @@ class Twin:
                     f"hx: expected {x.dtype} on cpu as input is, got {s.dtype} on {s.device}"
                 )
         if not batched:
-            x, states = x.unsqueeze(0 if self.batch_first else 1), [s.unsqueeze(1) for s in states]
+            x = x.unsqueeze(0 if self.batch_first else 1)
+            states = tuple([s.unsqueeze(1) for s in states])
         if states:
             self.check_forward_args(x, self._state(states), sizes)
         else:
             self.check_input(x, sizes)
         if sizes is not None and int(sizes.sum()) != len(x):
-            raise RuntimeError(f"input: expected {int(sizes.sum())} steps in its data, got {len(x)}")
+            raise RuntimeError(
+                f"input: expected {int(sizes.sum())} steps in its data, got {len(x)}"
+            )
 
     def _seed(self) -> Tensor | None:
         """Draw the seed of this call's dropout from PyTorch's generator, if there is any."""
@@ -176,7 +183,7 @@ class Twin:
     ) -> Any:
         """Do what `forward` does, as an operator that compilers need not look into."""
         if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
-            return super().forward(input, hx)  # type: ignore[misc]
+            return super().forward(input, hx)
         states: tuple[Tensor, ...] = () if hx is None else self._parts(hx)
         if sizes is not None and states:
             states = self._permuted(states, input.sorted_indices)
@@ -200,12 +207,135 @@ def _differentiable(x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
 
 
 class LSTM(Twin, torch.nn.LSTM):
+    """LSTM that runs and trains with cylstm's kernels: a twin of `torch.nn.LSTM`.
+
+    Takes the arguments of `torch.nn.LSTM`, is an instance of it, and has its parameters,
+    `state_dict`, initial values, errors and results, to rounding. A call with a PackedSequence
+    costs its real steps. A state is (h, c).
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Features of the input and of the state.
+    num_layers : int, default 1
+        Layers in a stack.
+    bias : bool, default True
+        Whether there are biases b_ih and b_hh.
+    batch_first : bool, default False
+        Whether arrays are (B, T, features) in place of (T, B, features).
+    dropout : float, default 0.0
+        Probability with which outputs between layers are dropped in training. Masks are drawn by
+        NumPy, from a seed that PyTorch's generator gives: `torch.manual_seed` makes them come
+        again, but they are not the masks that `torch.nn.LSTM` draws.
+    bidirectional : bool, default False
+        Whether there is a reverse direction beside the forward one.
+    proj_size : int, default 0
+        Features of a projection of h; 0 for none.
+    device, dtype : optional
+        Where parameters are, and their type.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described.
+
+    Notes
+    -----
+    The kernels do float32 and float64 on the CPU. Other types and devices, tensor subclasses,
+    autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
+    tracing are left to `torch.nn.LSTM`'s own code. Gradients are exact, and of the first order
+    only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
+    any way between calls, `p.data` included: their bytes are compared at each call and laid out
+    for the kernels again only if they differ. Calls use as many threads as
+    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    """
+
     _n_states = 2
 
 
 class GRU(Twin, torch.nn.GRU):
-    pass
+    """GRU that runs and trains with cylstm's kernels: a twin of `torch.nn.GRU`.
+
+    Takes the arguments of `torch.nn.GRU`, is an instance of it, and has its parameters,
+    `state_dict`, initial values, errors and results, to rounding. A call with a PackedSequence
+    costs its real steps.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Features of the input and of the state.
+    num_layers : int, default 1
+        Layers in a stack.
+    bias : bool, default True
+        Whether there are biases b_ih and b_hh.
+    batch_first : bool, default False
+        Whether arrays are (B, T, features) in place of (T, B, features).
+    dropout : float, default 0.0
+        Probability with which outputs between layers are dropped in training. Masks are drawn by
+        NumPy, from a seed that PyTorch's generator gives: `torch.manual_seed` makes them come
+        again, but they are not the masks that `torch.nn.GRU` draws.
+    bidirectional : bool, default False
+        Whether there is a reverse direction beside the forward one.
+    device, dtype : optional
+        Where parameters are, and their type.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described.
+
+    Notes
+    -----
+    The kernels do float32 and float64 on the CPU. Other types and devices, tensor subclasses,
+    autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
+    tracing are left to `torch.nn.GRU`'s own code. Gradients are exact, and of the first order
+    only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
+    any way between calls, `p.data` included: their bytes are compared at each call and laid out
+    for the kernels again only if they differ. Calls use as many threads as
+    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    """
 
 
 class RNN(Twin, torch.nn.RNN):
-    pass
+    """Vanilla RNN that runs and trains with cylstm's kernels: a twin of `torch.nn.RNN`.
+
+    Takes the arguments of `torch.nn.RNN`, is an instance of it, and has its parameters,
+    `state_dict`, initial values, errors and results, to rounding. A call with a PackedSequence
+    costs its real steps.
+
+    Parameters
+    ----------
+    input_size, hidden_size : int
+        Features of the input and of the state.
+    num_layers : int, default 1
+        Layers in a stack.
+    nonlinearity : {"tanh", "relu"}, default "tanh"
+        Of the new state.
+    bias : bool, default True
+        Whether there are biases b_ih and b_hh.
+    batch_first : bool, default False
+        Whether arrays are (B, T, features) in place of (T, B, features).
+    dropout : float, default 0.0
+        Probability with which outputs between layers are dropped in training. Masks are drawn by
+        NumPy, from a seed that PyTorch's generator gives: `torch.manual_seed` makes them come
+        again, but they are not the masks that `torch.nn.RNN` draws.
+    bidirectional : bool, default False
+        Whether there is a reverse direction beside the forward one.
+    device, dtype : optional
+        Where parameters are, and their type.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as described.
+
+    Notes
+    -----
+    The kernels do float32 and float64 on the CPU. Other types and devices, tensor subclasses,
+    autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
+    tracing are left to `torch.nn.RNN`'s own code. Gradients are exact, and of the first order
+    only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
+    any way between calls, `p.data` included: their bytes are compared at each call and laid out
+    for the kernels again only if they differ. Calls use as many threads as
+    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    """

@@ -15,6 +15,28 @@ _ORIGINALS = {twin: original for original, twin in _TWINS.items()}
 
 
 def accelerate(module: torch.nn.Module) -> torch.nn.Module:
+    """Have all recurrent layers of a network run by cylstm's kernels, in place.
+
+    Every `torch.nn.LSTM`, `GRU` and `RNN` becomes a twin of `cylstm.torch`: the same object, with
+    the same parameters, hooks and mode, of another class. Optimisers, references and state dicts
+    stay as they are. Layers of classes derived from them, parametrised ones among these, are left
+    alone: their own code may depend on PyTorch's.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network, or a recurrent layer.
+
+    Returns
+    -------
+    torch.nn.Module
+        The module itself.
+
+    Raises
+    ------
+    TypeError
+        `module` is not a torch.nn.Module.
+    """
     for part in _modules(module):
         if twin := _TWINS.get(type(part)):
             part.__class__ = twin
@@ -23,6 +45,25 @@ def accelerate(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def restore(module: torch.nn.Module) -> torch.nn.Module:
+    """Undo `accelerate`: every twin becomes a layer of `torch.nn` again, in place.
+
+    Twins that were made as such are changed as well. Parameters stay the same objects.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        A network, or a recurrent layer.
+
+    Returns
+    -------
+    torch.nn.Module
+        The module itself.
+
+    Raises
+    ------
+    TypeError
+        `module` is not a torch.nn.Module.
+    """
     for part in _modules(module):
         if original := _ORIGINALS.get(type(part)):
             for name in ("_engine", "_number"):
