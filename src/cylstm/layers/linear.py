@@ -11,6 +11,7 @@ from cylstm import checks, runtime
 from cylstm.kernels import dispatch, sequence
 from cylstm.layers import activations, ragged
 from cylstm.layers.embedding import Embedding
+from cylstm.layers.flow import Passed, Run, Steps
 from cylstm.layers.stored import Stored
 from cylstm.module import Array, draw_uniform
 
@@ -200,6 +201,29 @@ class Linear(Stored):
         y = sums
         if taped and self._f is not None:
             y = np.empty_like(sums)  # the tape keeps what f is applied to
+        weight = self._product(rows, sums, y, team)
+        if not taped:
+            return layout.outward(y), None
+        shape = self.out_features, self.in_features
+        tape = LinearTape(rows, layout, weight, shape, self._f, None if y is sums else sums)
+        return layout.outward(y), tape
+
+    @property
+    def _width(self) -> int:  # type: ignore[override]
+        return self.in_features
+
+    def _features(self, width: int | None) -> int:
+        """Say how many features the output has."""
+        return self.out_features
+
+    def _rows(self, rows: Array, num_threads: int | None) -> Array:
+        """Compute the output of rows as the kernels read them."""
+        y = np.empty((len(rows), self.out_features), self.dtype)
+        self._product(rows, y, y, runtime.number(num_threads))
+        return y
+
+    def _product(self, rows: Array, sums: Array, y: Array, team: int) -> sequence.Snapshot:
+        """Fill `sums` with x W' + b and `y` with f of that; return the weights as they were."""
         weight = self._owner._snapshot()
         bias, start = weight, self.out_features * self.in_features
         if self.tied_to is not None:
@@ -207,11 +231,14 @@ class Linear(Stored):
         sequence.linear(
             self._table, rows, weight, bias if self.bias else None, start, sums, y, self._f, team
         )
-        if not taped:
-            return layout.outward(y), None
-        shape = self.out_features, self.in_features
-        tape = LinearTape(rows, layout, weight, shape, self._f, None if y is sums else sums)
-        return layout.outward(y), tape
+        return weight
+
+    def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
+        y, tape = self._run(x, run.threads, run.taped)
+        return Passed(y, steps, tape=tape)
+
+    def _pass_back(self, tape: Any, dy: Array, dstate: Any, run: Run) -> tuple[Any, Any]:
+        return self.backward(tape, dy, num_threads=run.threads), None
 
     @cached_property
     def _table(self) -> Any:
