@@ -13,6 +13,7 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.torch import from_torch, to_torch
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.branches import Concat, Residual
@@ -69,6 +70,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_torch",
     "get_num_threads",
     "huber_loss",
     "init",
@@ -78,6 +80,7 @@ __all__ = [
     "quantile_loss",
     "set_num_threads",
     "show_config",
+    "to_torch",
     "truncated_bptt",
 ]
 
@@ -99,6 +102,7 @@ _LATER = {
         "mse_loss",
         "quantile_loss",
     ],
+    "io.torch": ["from_torch", "to_torch"],
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],

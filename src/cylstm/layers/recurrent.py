@@ -282,9 +282,11 @@ class Recurrent(Structure):
         )
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
-        return self._pass(batch, state, out, num_threads, taped, checkpoint, rng, record, state_out)
+        return self._run_batch(
+            batch, state, out, num_threads, taped, checkpoint, rng, record, state_out
+        )
 
-    def _pass(
+    def _run_batch(
         self,
         batch: Batch,
         state: State = None,

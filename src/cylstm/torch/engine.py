@@ -132,7 +132,7 @@ class Engine:
                 else PackedBatch(x, sizes)
             )
             rng = None if seed is None else np.random.default_rng(seed)
-            y, final, tape = layer._pass(
+            y, final, tape = layer._run_batch(
                 batch, state, num_threads=n, taped=taped or rng is not None, rng=rng
             )
         return y, final if isinstance(final, tuple) else (final,), tape if taped else None

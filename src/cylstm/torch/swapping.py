@@ -72,6 +72,11 @@ def restore(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+def original(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """Return PyTorch's class of a twin's; others as they are."""
+    return _ORIGINALS.get(kind, kind)
+
+
 def _modules(module: torch.nn.Module) -> list[torch.nn.Module]:
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, got {type(module).__name__}")
