@@ -217,6 +217,14 @@ def test_a_forward_of_its_own_needs_an_example():
         cylstm.from_torch(drawn(Line()))
 
 
+def test_a_softmax_that_the_example_shows_to_be_of_features():
+    theirs = drawn(nn.Sequential(nn.Linear(5, 3), nn.Softmax(1)))
+    x = normal(4, 5)
+    assert_close(cylstm.from_torch(theirs, example=x)(x)[0], theirs(x))
+    with pytest.raises(ValueError, match=r"example: .* differs by"):
+        cylstm.from_torch(theirs, example=normal(4, 3, 5))
+
+
 class Doubled(Line):
     def forward(self, ids):
         return 2 * super().forward(ids)
@@ -311,8 +319,10 @@ REFUSED = {
     "no weights": (lambda: nn.LayerNorm(5, elementwise_affine=False), "elementwise_affine=True"),
     "two axes": (lambda: nn.LayerNorm((4, 5)), "normalized_shape"),
     "beta": (lambda: nn.Softplus(2), "Softplus with beta=1, got 2"),
-    "over time": (lambda: nn.Sequential(nn.Softmax(1)), "Softmax of features, dim=-1, got 1"),
-    "any axis": (lambda: nn.Softmax(None), "dim=-1, got None"),
+    "over time": (lambda: nn.Sequential(nn.Softmax(1)), "Softmax of features, dim=-1, .*dim=1"),
+    "one axis": (lambda: nn.Softmax(1), "dim=-1, .* got dim=1"),
+    "of channels": (lambda: nn.Sequential(nn.Conv1d(5, 5, 1), nn.Softmax(-1)), "dim=1, .* dim=-1"),
+    "any axis": (lambda: nn.Softmax(None), "dim=-1, .* got dim=None"),
     "axes": (lambda: nn.Sequential(nn.Conv1d(5, 5, 3), nn.Linear(5, 5)), "Conv1d.*and Linear"),
     "bidirectional": (lambda: nn.Sequential(nn.LSTM(5, 6, bidirectional=True), nn.Linear(6, 2)),
                       "12"),

@@ -144,6 +144,7 @@ class _Reader:
 
     def __init__(self, in_line: bool) -> None:
         self.in_line = in_line
+        self.channels_first = False  # whether what is being read is between convolutions
         self.made: dict[int, Any] = {}
         self.owners: dict[int, tuple[str, Any]] = {}
 
@@ -166,9 +167,17 @@ class _Reader:
 
             name, numbers = _ACTIVATIONS[kind]
             return cylstm.Activation(name, *(getattr(part, number) for number in numbers))
+        if kind in ("Softmax", "LogSoftmax"):
+            self._check_dim(path, part, kind)
+        if kind == "Sequential" and not self.channels_first:
+            self.channels_first = self._reads_channels(path, part)
+            try:
+                return self._line(path, part, kind)
+            finally:
+                self.channels_first = False
         if kind == "Sequential":
-            self._check_axes(path, part)
-        elif kind not in _READERS and not (self.in_line and list(part.children())):
+            return self._line(path, part, kind)
+        if kind not in _READERS and not (self.in_line and list(part.children())):
             has = list(part.children()) and ", or example= for children that run one by one"
             raise _refuse(
                 path, f"expected a module that cylstm knows{has or ''}, got {_full_name(part)}",
@@ -217,20 +226,28 @@ class _Reader:
             found.freeze(name if name in found.params else f"{name}_l0")
         return found
 
-    def _check_axes(self, path: str, part: torch.nn.Module) -> None:
-        """Refuse a Sequential in which features would change places."""
+    def _reads_channels(self, path: str, part: torch.nn.Module) -> bool:
+        """Whether a Sequential reads (B, C, T); refuse one in which features change places."""
         kinds = [_kind(child) for child in part.modules() if not list(child.children())]
         first = [kind for kind in kinds if kind in _CHANNELS_FIRST]
         last = [kind for kind in kinds if kind in _FEATURES_LAST]
-        if first and last:
+        if first and last and not self.in_line:
             raise _refuse(
                 path,
                 "expected a Sequential whose features stay on one axis, got "
                 f"{first[0]}, which reads (B, C, T), and {last[0]}, whose features are the last",
-            )  # fmt: skip
-        for child in part.modules():
-            if _kind(child) in ("Softmax", "LogSoftmax"):
-                _check_dim(path, child, (1, -2) if first else (-1,))
+            )
+        return bool(first)
+
+    def _check_dim(self, path: str, part: Any, kind: str) -> None:
+        """Refuse a softmax along time."""
+        expected = (1, -2) if self.channels_first else (-1,)
+        if part.dim not in expected and not (self.in_line and part.dim in (-1, -2, 1, 2)):
+            raise _refuse(
+                path,
+                f"expected {kind} of features, dim={expected[0]}, or example= to compare with, "
+                f"got dim={part.dim}",
+            )
 
 
 def _kind(part: torch.nn.Module) -> str:
@@ -332,15 +349,7 @@ def _dropout(path: str, part: Any, kind: str, options: dict[str, Any]) -> Any:
 def _softmax(path: str, part: Any, kind: str, options: dict[str, Any]) -> Any:
     import cylstm
 
-    _check_dim(path, part, (-1, -2, 1))
     return getattr(cylstm, kind)()
-
-
-def _check_dim(path: str, part: Any, expected: tuple[int, ...]) -> None:
-    if part.dim not in expected:
-        raise _refuse(
-            path, f"expected {_kind(part)} of features, dim={expected[0]}, got {part.dim}"
-        )
 
 
 _READERS: dict[str, Callable[[str, Any, str, dict[str, Any]], Any]] = {
