@@ -59,6 +59,7 @@ TESTS = {
     "simd.h": "activations sequences variants gradients::test_reference",
     "tile.h": "forward variants gradients::test_reference",
     "dense.h": "linear dense",
+    "digest.h": "digest",
     "dense.pxi": "linear dense",
     "linear.pxi": "linear dense embedding",
     "guard.h": "dense linear",

@@ -13,7 +13,7 @@ from cpython.pycapsule cimport (
 )
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.string cimport memcmp, memcpy, memset, strcmp
+from libc.string cimport memcpy, memset, strcmp
 from cylstm.kernels.layout cimport (
     ALL, EVERY, FINAL, LAST, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, SLAB,
     STATES, TERM_BYTES, TERMS, Activation, CellKernels, Dense, Level, Part, Pick, Sequence,
@@ -98,6 +98,9 @@ cdef extern from "threads/team.h" nogil:
     bint is_crowded()
     void note_crowd(bint crowded)
     void watch_forks()
+
+cdef extern from "math/digest.h" nogil:
+    unsigned long long digest_of "digest"(const char *at, size_t size, unsigned long long before)
 
 cdef extern from "math/activations.h":
     int SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID
@@ -544,29 +547,26 @@ cdef int count_plan(Run *run, Call call, int threads, bint is_forward) except -1
     return 0
 
 
-def same_bytes(list arrays not None, list others not None):
-    """Whether arrays hold the very bytes that others do.
+def digest(list arrays not None):
+    """Return a number that tells whether any byte of arrays has changed; see math/digest.h.
 
     Parameters
     ----------
-    arrays, others : list of ndarray
-        C-contiguous; pair by pair of the same number of bytes.
+    arrays : list of ndarray
+        C-contiguous.
 
     Returns
     -------
-    bool
+    int
+        Of 64 bits.
     """
-    cdef cnp.ndarray a, b
-    cdef Py_ssize_t i
-    expect("others", others, len(arrays))
-    for i in range(len(arrays)):
-        a, b = arrays[i], others[i]
-        if not (cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b)
-                and cnp.PyArray_NBYTES(a) == cnp.PyArray_NBYTES(b)):
-            raise ValueError(f"others: expected contiguous arrays of as many bytes, at {i}")
-        if memcmp(cnp.PyArray_DATA(a), cnp.PyArray_DATA(b), cnp.PyArray_NBYTES(a)) != 0:
-            return False
-    return True
+    cdef unsigned long long found = len(arrays)
+    cdef cnp.ndarray a
+    for a in arrays:
+        if a is None or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+            raise ValueError("arrays: expected contiguous ones")
+        found = digest_of(<char *>cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a), found)
+    return found
 
 
 def activation(table, tuple kind, x):

@@ -50,7 +50,11 @@ def layer_of(module: torch.nn.RNNBase, dtype: str) -> Recurrent:
 
 def array(tensor: torch.Tensor) -> Array:
     """View of a CPU tensor's elements."""
-    found: Array = tensor.detach().resolve_neg().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_neg():  # as of x.conj().imag
+        tensor = tensor.resolve_neg()
+    found: Array = tensor.numpy()
     return found
 
 
@@ -62,14 +66,14 @@ class Engine:
     layer : Recurrent
         Its parameters are copies of the module's: `follow` finds out whether they still are.
         Version counters would miss `p.data.mul_(...)` and writes by other processes, so the bytes
-        are compared. That is a fraction of the time in which PyTorch lays them out anew.
+        are read at each call, and their digest compared.
     """
 
     def __init__(self, module: torch.nn.RNNBase, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.layer = layer_of(module, DTYPES[dtype])
-        self._copies = list(self.layer.params.values())
         self._into = list(self.layer.split(self.layer._storage).values())
+        self._digest: int | None = None
         self._seen: list[Any] = []
         self._arrays: list[Array] = []
 
@@ -79,17 +83,19 @@ class Engine:
         arrays = self._arrays
         if seen != self._seen:
             arrays = [array(w) for w in weights]
-            for a, copy, name in zip(arrays, self._copies, self.layer.params, strict=True):
-                if a.shape != copy.shape:
-                    raise RuntimeError(f"{name}: expected shape {copy.shape}, got {a.shape}")
+            for a, (name, shape) in zip(arrays, self.layer._shapes.items(), strict=True):
+                if a.shape != shape:
+                    raise RuntimeError(f"{name}: expected shape {shape}, got {a.shape}")
             if all(a.flags.c_contiguous for a in arrays):
                 # The views keep the memory, so that no other tensor can be where it was.
                 self._seen, self._arrays = seen, arrays
             else:
                 arrays = [np.ascontiguousarray(a) for a in arrays]
-        if not sequence.same_bytes(arrays, self._copies):
+        digest = sequence.digest(arrays)
+        if digest != self._digest:
             with self.layer._changing():
                 self.layer._write(list(zip(self._into, arrays, strict=True)))
+            self._digest = digest
 
     def run(
         self,

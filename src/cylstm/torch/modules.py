@@ -245,8 +245,8 @@ class LSTM(Twin, torch.nn.LSTM):
     autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
     tracing are left to `torch.nn.LSTM`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
-    any way between calls, `p.data` included: their bytes are compared at each call and laid out
-    for the kernels again only if they differ. Calls use as many threads as
+    any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
     `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
 
@@ -290,8 +290,8 @@ class GRU(Twin, torch.nn.GRU):
     autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
     tracing are left to `torch.nn.GRU`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
-    any way between calls, `p.data` included: their bytes are compared at each call and laid out
-    for the kernels again only if they differ. Calls use as many threads as
+    any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
     `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
 
@@ -335,7 +335,7 @@ class RNN(Twin, torch.nn.RNN):
     autocast, function transforms (`torch.func`), forward-mode differentiation, dispatch modes and
     tracing are left to `torch.nn.RNN`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
-    any way between calls, `p.data` included: their bytes are compared at each call and laid out
-    for the kernels again only if they differ. Calls use as many threads as
+    any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
     `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
