@@ -117,8 +117,8 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "init":
-        return import_module("cylstm.init")
+    if name in ("init", "torch"):
+        return import_module(f"cylstm.{name}")
     for module, names in _LATER.items():
         if name in names:
             found = getattr(import_module(f"cylstm.{module}"), name)

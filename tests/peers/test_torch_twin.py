@@ -564,6 +564,15 @@ def test_traces_hold_more_than_the_values_of_one_call():
         torch.testing.assert_close(traced(other), twin(other)[0], rtol=0, atol=2e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # of PyTorch's own
+def test_exported_programs_need_no_operator_of_ours():
+    _, twin = pair("GRU")
+    x = torch.randn(4, 3, 6)
+    program = torch.export.export(twin, (x,))
+    assert "cylstm" not in str(program.graph)
+    torch.testing.assert_close(program.module()(x)[0], twin(x)[0], rtol=0, atol=2e-6)
+
+
 # Whole networks
 
 

@@ -7,13 +7,13 @@ from typing import Any, Self
 import numpy as np
 
 from cylstm.layers import flow
-from cylstm.layers.container import Container
 from cylstm.layers.flow import Flowing, Passed, Run, Steps
+from cylstm.layers.network import Network
 from cylstm.layers.pool import Pool
 from cylstm.module import Array, Module
 
 
-class Residual(Container):
+class Residual(Network):
     """Add what a module makes of its input to the input: y = x + f(x) (He et al. 2016).
 
     Parameters are those of the module, under names that begin with "module.". Its state, if it has
@@ -96,7 +96,7 @@ class Residual(Container):
         return dy + dx, dfirst
 
 
-class Concat(Container):
+class Concat(Network):
     """Give the same input to several modules, and put their features side by side.
 
     Parameters are those of the modules, under names such as "0.weight". The state has one entry for

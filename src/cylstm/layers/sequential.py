@@ -7,14 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 from cylstm.layers import flow
-from cylstm.layers.container import Container
 from cylstm.layers.flow import Passed, Run, Steps
+from cylstm.layers.network import Network
 from cylstm.layers.pool import Pool
 from cylstm.layers.recurrent import Recurrent
 from cylstm.module import Array, Module
 
 
-class Sequential(Container):
+class Sequential(Network):
     """Modules in a row, each reading the output of the one before.
 
     Parameters are those of the modules, under names such as "0.weight_ih_l0" and
@@ -44,7 +44,8 @@ class Sequential(Container):
     -----
     A row of sequences has the same bits alone and in any company, padded or in a list, for any
     number of threads. Each module keeps its parameters and gradients in a vector of its own;
-    `flat_params` and `flat_grads` of the network are copies of them, end to end.
+    `flat_params` and `flat_grads` of the network are copies of them, end to end. A call during
+    which another thread assigns new parameters uses, of each module, either the old or the new.
     """
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:

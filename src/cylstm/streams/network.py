@@ -12,9 +12,10 @@ from cylstm.layers import flow
 from cylstm.layers.flow import Passed, Run, Steps
 from cylstm.module import Array
 from cylstm.streams import snapshots, steppers
+from cylstm.streams.snapshots import each
 
 if TYPE_CHECKING:
-    from cylstm.layers.container import Container
+    from cylstm.layers.network import Network
 
 _BUSY = "stream: expected one call at a time, got one from another thread"
 
@@ -49,7 +50,7 @@ class NetworkStream:
     """
 
     def __init__(
-        self, network: Container, batch_size: int = 1, *, num_threads: int | None = None
+        self, network: Network, batch_size: int = 1, *, num_threads: int | None = None
     ) -> None:
         network._refuse_stream("")
         self._network: Any = network
@@ -67,9 +68,9 @@ class NetworkStream:
         self.reset()
 
     @property
-    def network(self) -> Container:
+    def network(self) -> Network:
         """The network that is fed."""
-        found: Container = self._network
+        found: Network = self._network
         return found
 
     @property
@@ -223,7 +224,7 @@ class NetworkStream:
     @state.setter
     def state(self, state: Any) -> None:
         initial = self._network._initial_state(self.batch_size)
-        self._stepper.load(_checked("state", state, initial))
+        self._stepper.load(checked("state", state, initial))
 
     def reset(self, rows: Any = None) -> None:
         """Put rows back to the initial state: zeros, or what `learn_initial_state` has learned.
@@ -253,7 +254,7 @@ class NetworkStream:
         def chosen(first: Array, now: Array) -> Array:
             return np.where(which[:, None], first, now)
 
-        self._stepper.load(_each(chosen, initial, self._stepper.state))
+        self._stepper.load(each(chosen, initial, self._stepper.state))
 
     def snapshot(self) -> bytes:
         """Return the state as bytes, from which `restore` goes on with the same bits.
@@ -264,11 +265,7 @@ class NetworkStream:
         -------
         bytes
         """
-        parts = [
-            a.swapaxes(0, 1).reshape(self.batch_size, -1) for a in _arrays(self._stepper.state)
-        ]
-        rows = np.concatenate([np.empty((self.batch_size, 0), self._network.dtype), *parts], axis=1)
-        return snapshots.pack(self._network, rows)
+        return snapshots.pack_state(self._network, self._stepper.state, self._batch_size)
 
     def restore(self, snapshot: bytes) -> None:
         """Set the state to that of a snapshot.
@@ -288,15 +285,9 @@ class NetworkStream:
             It is not bytes.
         """
         initial = self._network._initial_state(self.batch_size)
-        widths = [a.shape[0] * a.shape[2] for a in _arrays(initial)]
-        rows = snapshots.unpack(self._network, snapshot, self.batch_size, sum(widths))
-        parts = iter(np.split(rows, np.cumsum(widths)[:-1], axis=1)) if widths else iter(())
-
-        def filled(first: Array) -> Array:
-            by_row = next(parts).reshape(self.batch_size, first.shape[0], first.shape[2])
-            return np.ascontiguousarray(by_row.swapaxes(0, 1))
-
-        self._stepper.load(_each(filled, initial))
+        self._stepper.load(
+            snapshots.unpack_state(self._network, snapshot, initial, self._batch_size)
+        )
 
 
 def _written(out: Array | None, y: Array) -> Array:
@@ -306,18 +297,7 @@ def _written(out: Array | None, y: Array) -> Array:
     return out
 
 
-def _each(make: Any, *trees: Any) -> Any:
-    """Nested tuples of what is made of the arrays at each place."""
-    if isinstance(trees[0], tuple):
-        return tuple(_each(make, *parts) for parts in zip(*trees, strict=True))
-    return make(*trees)
-
-
-def _arrays(tree: Any) -> list[Array]:
-    return [a for part in tree for a in _arrays(part)] if isinstance(tree, tuple) else [tree]
-
-
-def _checked(name: str, state: Any, initial: Any) -> Any:
+def checked(name: str, state: Any, initial: Any) -> Any:
     """Check a state against the initial one, which stands for what is None."""
     if state is None:
         return initial
@@ -326,7 +306,7 @@ def _checked(name: str, state: Any, initial: Any) -> Any:
             got = len(state) if isinstance(state, (tuple, list)) else type(state).__name__
             raise TypeError(f"{name}: expected a tuple of {len(initial)}, got {got}")
         return tuple(
-            _checked(f"{name}[{i}]", part, first)
+            checked(f"{name}[{i}]", part, first)
             for i, (part, first) in enumerate(zip(state, initial, strict=True))
         )
     found = checks.array(name, state, initial.dtype)

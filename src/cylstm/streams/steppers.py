@@ -9,10 +9,10 @@ import numpy as np
 from cylstm import runtime
 from cylstm.kernels import sequence
 from cylstm.layers.branches import Concat, Residual
-from cylstm.layers.container import Container
 from cylstm.layers.conv import Conv1d
 from cylstm.layers.flow import Run, Steps
 from cylstm.layers.linear import Linear
+from cylstm.layers.network import Network
 from cylstm.layers.recurrent import Recurrent
 from cylstm.module import Array
 from cylstm.streams.stream import Stream
@@ -41,8 +41,8 @@ def of(module: Any, rows: int, threads: int | None) -> Stepper:
         return LayerStepper(module, rows, threads)
     if isinstance(module, Conv1d):
         return ConvStepper(module, rows, threads)
-    if isinstance(module, Container):
-        return ContainerStepper(module, rows, threads)
+    if isinstance(module, Network):
+        return NetworkStepper(module, rows, threads)
     return PlainStepper(module, threads)
 
 
@@ -125,10 +125,10 @@ class ConvStepper:
             self._kept[:, 1:] = state.swapaxes(0, 1)
 
 
-class ContainerStepper:
+class NetworkStepper:
     """Feeds the modules of a network."""
 
-    def __init__(self, module: Container, rows: int, threads: int | None) -> None:
+    def __init__(self, module: Network, rows: int, threads: int | None) -> None:
         self._module = module
         self._parts = {name: of(c, rows, threads) for name, c in module._children.items()}
         self._steps = [part.step for part in self._parts.values()]

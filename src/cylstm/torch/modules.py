@@ -182,7 +182,12 @@ class Twin(_Base):
         self, input: Any, x: Tensor, sizes: Tensor | None, hx: Any, weights: list[Tensor]
     ) -> Any:
         """Do what `forward` does, as an operator that compilers need not look into."""
-        if x.device.type != "cpu" or x.dtype not in DTYPES or torch.is_autocast_enabled("cpu"):
+        if (
+            x.device.type != "cpu"
+            or x.dtype not in DTYPES
+            or torch.is_autocast_enabled("cpu")
+            or _exporting()
+        ):
             return super().forward(input, hx)
         states: tuple[Tensor, ...] = () if hx is None else self._parts(hx)
         if sizes is not None and states:
@@ -192,6 +197,10 @@ class Twin(_Base):
             self._number, x, sizes, list(states), weights, self._seed(), taped
         )
         return self._result(input, y, final)
+
+
+#: Whether a program is exported, which is to run where this library may not be.
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _differentiable(x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> bool:
@@ -246,8 +255,8 @@ class LSTM(Twin, torch.nn.LSTM):
     tracing are left to `torch.nn.LSTM`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
     any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
-    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
-    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many
+    threads as `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
 
     _n_states = 2
@@ -291,8 +300,8 @@ class GRU(Twin, torch.nn.GRU):
     tracing are left to `torch.nn.GRU`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
     any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
-    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
-    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many
+    threads as `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
 
 
@@ -336,6 +345,6 @@ class RNN(Twin, torch.nn.RNN):
     tracing are left to `torch.nn.RNN`'s own code. Gradients are exact, and of the first order
     only: deriving one made with ``create_graph=True`` raises RuntimeError. Parameters may change in
     any way between calls, `p.data` included: a digest of their bytes, of 64 bits, is compared at
-    each call, and they are laid out for the kernels again only if it differs. Calls use as many threads as
-    `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
+    each call, and they are laid out for the kernels again only if it differs. Calls use as many
+    threads as `torch.get_num_threads()` says, at most `cylstm.get_num_threads()`.
     """
