@@ -198,6 +198,15 @@ def test_changed_weights_are_seen(change, mode):
     assert not torch.equal(before, after)
 
 
+def test_a_square_parameter_turned_where_it_lies_is_seen():
+    other, twin = pair("RNN")
+    x = torch.randn(4, 3, 6)
+    twin(x)
+    twin.weight_hh_l0.data = twin.weight_hh_l0.data.t()
+    other.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(twin(x)[0], other(x)[0], rtol=0, atol=2e-6)
+
+
 def test_weights_made_in_inference_mode_are_seen():
     with torch.inference_mode():
         other, twin = pair("GRU")
