@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cylstm.io.onnx import from_onnx, to_onnx
     from cylstm.io.state_files import load_state, save_state
     from cylstm.io.tensors import FormatError
+    from cylstm.io.torch import from_torch, to_torch
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.branches import Concat, Residual
@@ -75,6 +76,7 @@ __all__ = [
     "config",
     "cross_entropy",
     "from_onnx",
+    "from_torch",
     "get_num_threads",
     "huber_loss",
     "init",
@@ -88,6 +90,7 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "to_onnx",
+    "to_torch",
     "truncated_bptt",
 ]
 
@@ -113,6 +116,7 @@ _LATER = {
         "quantile_loss",
     ],
     "io.onnx": ["from_onnx", "to_onnx"],
+    "io.torch": ["from_torch", "to_torch"],
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
@@ -127,8 +131,8 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     from importlib import import_module
 
-    if name == "init":
-        return import_module("cylstm.init")
+    if name in ("init", "torch"):
+        return import_module(f"cylstm.{name}")
     for module, names in _LATER.items():
         if name in names:
             found = getattr(import_module(f"cylstm.{module}"), name)

@@ -319,6 +319,52 @@ class Batch:
         )  # fmt: skip
 
 
+class PackedBatch(Batch):
+    """Rows in the order of PyTorch's PackedSequence: of each step those that are that long.
+
+    Parameters
+    ----------
+    data : ndarray of shape (sum of batch_sizes, I)
+        Step after step, the longest row first in each.
+    batch_sizes : ndarray of int64 of shape (T,)
+        Rows of each step: at least 1, never growing.
+
+    Outputs and gradients are laid out as `data`. The kernels are given rows end to end.
+    """
+
+    ragged, plain = True, False
+
+    def __init__(self, data: Array, batch_sizes: npt.NDArray[np.int64]) -> None:
+        self.batch_first = False
+        self.steps, self.rows = len(batch_sizes), int(batch_sizes[0])
+        at_least = np.cumsum(np.bincount(batch_sizes, minlength=self.rows + 1)[::-1])[::-1]
+        self.lengths = at_least[1:].astype(np.int64)
+        self.starts = starts_of(self.lengths)
+        row = np.repeat(np.arange(self.rows), self.lengths)
+        step = np.arange(len(data)) - self.starts[row]
+        #: Where each step of the rows end to end is in `data`.
+        self._places = starts_of(batch_sizes)[step] + row
+        self.x = data[self._places][:, None]
+
+    def _packed(self, a: Array) -> Array:
+        found = np.empty((len(a), a.shape[2]), a.dtype)
+        found[self._places] = a[:, 0]
+        return found
+
+    def x_outward(self, dx: Array) -> Array:
+        """Lay out a gradient of x as `data`."""
+        return self._packed(dx)
+
+    def y_outward(self, y: Array) -> Array:
+        """Lay out outputs as `data`."""
+        return self._packed(y)
+
+    def y_inward(self, name: str, y: Any, width: int, dtype: np.dtype[Any]) -> Array:
+        """Lay out a gradient of outputs, checked by its maker, end to end."""
+        found: Array = y[self._places][:, None]
+        return found
+
+
 def is_ragged(x: Any) -> bool:
     """Whether x is a list of rows: of matrices, or of nested lists that differ in length.
 
@@ -326,6 +372,12 @@ def is_ragged(x: Any) -> bool:
     """
     if not isinstance(x, Sequence) or isinstance(x, (str, bytes)) or hasattr(x, "shape"):
         return False
+    if hasattr(x, "batch_sizes"):
+        raise TypeError(
+            "x: expected an array or a list of one for each row, got a PackedSequence: pass it to "
+            "cylstm.torch's layers, or its pad_packed_sequence with lengths=, or its "
+            "unpack_sequence"
+        )
     if checks.empty_list(x):
         return True
     axes = [_ndim(row) for row in x]

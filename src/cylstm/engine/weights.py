@@ -148,33 +148,44 @@ def single_sizes(layer: Structure, depth: int) -> dict[str, int]:
 
 
 def add_gradients(
-    layer: Structure, calls: list[sequence.Call], dropconnect: list[list[Array] | None]
+    layer: Structure,
+    calls: list[sequence.Call],
+    dropconnect: list[list[Array] | None],
+    views: Mapping[str, Array],
 ) -> None:
-    """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer."""
+    """Add what `sequence.backward` has found in each layer; DropConnect's masks by layer.
+
+    `views` are the gradients to add to, by name: the layer's own, or others of their shapes.
+    """
     d = layer.num_directions
     masks: list[Array | None] = []
     for of_layer in dropconnect:
         masks += of_layer or [None] * d
     plain = not any(dropconnect) and not any(layer._single_sizes) and not _spread(layer)
-    into = layer._places if plain else places(layer, masks)
+    own = plain and views is layer._grad_views
+    into = layer._places if own else places(layer, masks, views)
     with layer._lock:
         sequence.add_gradients(calls, [into[i : i + d] for i in range(0, len(into), d)])
         if not plain:
             for which in zip(layer._suffixes(), into, masks, strict=True):
-                _add_rest(layer, *which)
+                _add_rest(layer, views, *which)
 
 
-def places(layer: Structure, masks: Sequence[Array | None]) -> list[Places]:
+def places(
+    layer: Structure, masks: Sequence[Array | None], views: Mapping[str, Array]
+) -> list[Places]:
     """Arrays that `sequence.add_gradients` adds the weight gradients of each direction to."""
-    return [_places(layer, *which) for which in zip(layer._suffixes(), masks, strict=True)]
+    return [_places(layer, views, *which) for which in zip(layer._suffixes(), masks, strict=True)]
 
 
-def _places(layer: Structure, suffix: str, dropconnect: Array | None) -> Places:
-    """Arrays for the weight gradients of one direction, some of them views of the layer's.
+def _places(
+    layer: Structure, views: Mapping[str, Array], suffix: str, dropconnect: Array | None
+) -> Places:
+    """Arrays for the weight gradients of one direction, some of them views of the caller's.
 
     `_add_rest` takes the others from where they are added here to where they belong.
     """
-    into = of_direction(layer, layer._grad_views, suffix)
+    into = of_direction(layer, views, suffix)
     w_hh = into.get("weight_hh")
     if w_hh is not None and (dropconnect is not None or _spread(layer)):
         w_hh = np.zeros_like(w_hh)
@@ -189,10 +200,15 @@ def _places(layer: Structure, suffix: str, dropconnect: Array | None) -> Places:
     )
 
 
-def _add_rest(layer: Structure, suffix: str, found: Places, dropconnect: Array | None) -> None:
+def _add_rest(
+    layer: Structure,
+    views: Mapping[str, Array],
+    suffix: str,
+    found: Places,
+    dropconnect: Array | None,
+) -> None:
     """Add what `sequence.add_gradients` could not add in place."""
     _, dw_hh, _, _, _, single = found
-    views = layer._grad_views
     if dw_hh is not None and (dropconnect is not None or _spread(layer)):
         d = _blocks_of(layer, dw_hh[0]) if _spread(layer) else dw_hh[0]
         views[f"weight_hh_{suffix}"] += d if dropconnect is None else d * dropconnect

@@ -99,6 +99,9 @@ cdef extern from "threads/team.h" nogil:
     void note_crowd(bint crowded)
     void watch_forks()
 
+cdef extern from "math/digest.h" nogil:
+    unsigned long long digest_of "digest"(const char *at, size_t size, unsigned long long before)
+
 cdef extern from "math/activations.h":
     int SIGMOID, TANH, RELU, AFFINE, LEAKY_RELU, THRESHOLDED_RELU, SCALED_TANH, HARD_SIGMOID
     int ELU, SOFTSIGN, SOFTPLUS
@@ -542,6 +545,28 @@ cdef int count_plan(Run *run, Call call, int threads, bint is_forward) except -1
     else:
         plan_backward(run, call, threads)
     return 0
+
+
+def digest(list arrays not None):
+    """Return a number that tells whether any byte of arrays has changed; see math/digest.h.
+
+    Parameters
+    ----------
+    arrays : list of ndarray
+        C-contiguous.
+
+    Returns
+    -------
+    int
+        Of 64 bits.
+    """
+    cdef unsigned long long found = len(arrays)
+    cdef cnp.ndarray a
+    for a in arrays:
+        if a is None or not cnp.PyArray_IS_C_CONTIGUOUS(a):
+            raise ValueError("arrays: expected contiguous ones")
+        found = digest_of(<char *>cnp.PyArray_DATA(a), cnp.PyArray_NBYTES(a), found)
+    return found
 
 
 def activation(table, tuple kind, x):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -259,13 +259,23 @@ class Recurrent(Structure):
         rng: np.random.Generator | None = None, record: bool = False, state_out: State = None,
         attention: Any = None,
     ) -> tuple[Any, State, Any]:  # fmt: skip
-        n_threads = runtime.number(num_threads)
         batch = Batch(
             x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_, reset,
             attention,
         )  # fmt: skip
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
+        return self._run_batch(
+            batch, state, out, num_threads, taped, checkpoint, rng, record, state_out
+        )
+
+    def _run_batch(
+        self, batch: Batch, state: State = None, out: Array | None = None,
+        num_threads: int | None = None, taped: bool = False, checkpoint: int | str | None = None,
+        rng: np.random.Generator | None = None, record: bool = False, state_out: State = None,
+    ) -> tuple[Any, State, Any]:  # fmt: skip
+        """Run all layers over a batch that has been read: outputs, final state, tape or None."""
+        n_threads = runtime.number(num_threads)
         # Most calls need none of what `outputs` does, and some of them take microseconds.
         direct = batch.direct and out is None and self.num_directions == 1
         x, y_inside = batch.x, None if direct else outputs.place(self, out, batch, taped)
@@ -454,9 +464,18 @@ class Recurrent(Structure):
         return self._backward(tape, dy, dstate, clip_step, num_threads)[:2]
 
     def _backward(
-        self, tape: Tape, dy: Any, dstate: State, clip_step: float | None, num_threads: int | None
+        self,
+        tape: Tape,
+        dy: Any,
+        dstate: State,
+        clip_step: float | None,
+        num_threads: int | None,
+        into: Mapping[str, Array] | None = None,
     ) -> tuple[Any, State, Any]:
-        """Do what `backward` says; return also the gradient of the attention, if any was given."""
+        """Do what `backward` says; return also the gradient of the attention, if any was given.
+
+        Gradients of parameters are added to `into` by name, in place of `grads`.
+        """
         if not isinstance(tape, Tape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")
         if tape.layer is not self:
@@ -492,10 +511,11 @@ class Recurrent(Structure):
             dy = dx[0]
         dinitials, learned = states.d_spread(self, dinitials, tape.given, batch)
         # Only now that nothing can fail any more.
+        views = self._grad_views if into is None else into
         with self._lock:
-            weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks])
+            weights.add_gradients(self, calls, [m.get("dropconnect") for m in tape.masks], views)
             for name, sums in learned.items():
-                self._grad_views[name] += sums
+                views[name] += sums
         dattention = batch.attention_outward(np.sum(attentions, axis=0)) if attentions else None
         return batch.x_outward(dy), states.outward(self, dinitials, batch), dattention
 

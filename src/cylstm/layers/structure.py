@@ -278,7 +278,8 @@ class Structure(Drawing, Flowing):
 
     def _make_views(self) -> None:
         super()._make_views()
-        self._places = weights.places(self, [None] * self.num_layers * self.num_directions)
+        unmasked = [None] * self.num_layers * self.num_directions
+        self._places = weights.places(self, unmasked, self._grad_views)
 
     def _changed(self) -> None:
         self._packed: sequence.Stack | None = None
