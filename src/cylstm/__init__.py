@@ -13,10 +13,15 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
+    from cylstm.layers.dropout import Dropout
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
     from cylstm.layers.minimal import MinGRU, MinLSTM
+    from cylstm.layers.norm import BatchNorm, LayerNorm
+    from cylstm.layers.pool import Pool
+    from cylstm.layers.sequential import Sequential
     from cylstm.layers.slstm import SLSTM
     from cylstm.module import Module
     from cylstm.training.losses import (
@@ -39,13 +44,21 @@ __all__ = [
     "RNN",
     "SGD",
     "SLSTM",
+    "Activation",
     "Adam",
     "AdamW",
+    "BatchNorm",
+    "Dropout",
     "Embedding",
+    "LayerNorm",
     "Linear",
+    "LogSoftmax",
     "MinGRU",
     "MinLSTM",
     "Module",
+    "Pool",
+    "Sequential",
+    "Softmax",
     "binary_cross_entropy_with_logits",
     "clip_grad_norm",
     "clip_grad_value",
@@ -65,8 +78,10 @@ __all__ = [
 
 # What few programs need is imported when it is first used: the others start sooner.
 _LATER = {
+    "layers.activation": ["Activation", "LogSoftmax", "Softmax"],
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
+    "layers.dropout": ["Dropout"],
     "layers.embedding": ["Embedding"],
     "layers.linear": ["Linear"],
     "training.losses": [
@@ -80,6 +95,9 @@ _LATER = {
     "layers.minimal": ["MinGRU", "MinLSTM"],
     "module": ["Module"],
     "training.optim": ["SGD", "Adam", "AdamW", "clip_grad_norm", "clip_grad_value"],
+    "layers.norm": ["BatchNorm", "LayerNorm"],
+    "layers.pool": ["Pool"],
+    "layers.sequential": ["Sequential"],
     "layers.slstm": ["SLSTM"],
     "training.truncated": ["truncated_bptt"],
 }

@@ -288,8 +288,14 @@ class Module:
         unknown = sorted(map(str, set(arguments) - set(kind._signature)))
         if unknown:
             raise TypeError(f"config: expected arguments of {kind.__name__}, got {unknown}")
-        made: Any = kind
-        module: Self = made(**{name: _as_tuple(v) for name, v in arguments.items()}, rng=rng)
+        return kind._made(arguments, rng)
+
+    @classmethod
+    def _made(cls, arguments: dict[str, Any], rng: Rng) -> Self:
+        """Make a module of the arguments in its configuration."""
+        made: Any = cls
+        source = {"rng": rng} if "rng" in cls._signature else {}
+        module: Self = made(**{name: _as_tuple(v) for name, v in arguments.items()}, **source)
         return module
 
     @classmethod
@@ -313,6 +319,10 @@ class Module:
         module._loaded = True
         cls.__init__(module, **arguments)
         return module
+
+    def _parts(self) -> tuple[Module, ...]:
+        """Return the modules that have the parameters in vectors of their own."""
+        return (self,)
 
     def _draws_parameters(self) -> bool:
         """Whether a constructor is to draw initial values; asked once."""
@@ -589,13 +599,17 @@ class Module:
         checks.flag("strict", strict)
         found = loading.entries(state, prefix, self._shapes.__contains__)
         missing = [name for name in self._shapes if name not in found]
-        unexpected = sorted(set(found) - set(self._shapes))
+        unexpected = sorted(n for n in set(found) - set(self._shapes) if not self._passes_over(n))
         if strict and (missing or unexpected):
             raise KeyError(f"state: missing {missing}, unexpected {unexpected}")
         self.assign(
             {name: loading.weight(name, found[name]) for name in self._shapes if name in found}
         )
         return LoadedKeys(missing, unexpected)
+
+    def _passes_over(self, name: str) -> bool:
+        """Whether an entry of PyTorch's state dict has nothing to say here."""
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything of one moment but the gradients, the lock and the views."""
@@ -649,7 +663,9 @@ def _arguments(init: Any) -> dict[str, Any]:
     """Names of a constructor's arguments with their defaults; `inspect` is slow to import."""
     code = init.__code__
     count = code.co_argcount
-    names = code.co_varnames[1 : count + code.co_kwonlyargcount]
+    # With CO_VARARGS the name of *arguments comes last.
+    several = code.co_flags & 4 > 0
+    names = code.co_varnames[1 : count + code.co_kwonlyargcount + several]
     defaults = init.__defaults__ or ()
     positional = dict(zip(code.co_varnames[count - len(defaults) : count], defaults, strict=True))
     return dict.fromkeys(names, _REQUIRED) | positional | (init.__kwdefaults__ or {})

@@ -8,8 +8,9 @@ import numpy as np
 
 from cylstm import checks
 from cylstm.layers import ragged
+from cylstm.layers.flow import Passed, Run, Steps
 from cylstm.layers.stored import Stored
-from cylstm.module import draw
+from cylstm.module import Array, draw
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -136,19 +137,42 @@ class Embedding(Stored):
         return layout.outward(y), EmbeddingTape(found, layout)
 
     def _read(self, name: str, value: Any) -> npt.NDArray[np.intp]:
-        """Check ids, on a copy: another thread may be writing into the caller's array."""
+        """Read and check ids."""
+        ids = self._ids(name, value)
+        self._check_ids(name, ids)
+        return np.ascontiguousarray(ids, np.intp).reshape(ids.shape)
+
+    def _ids(self, name: str, value: Any) -> npt.NDArray[Any]:
+        """Read integers, into a copy: another thread may be writing into the caller's array."""
         ids = np.array(checks.read(name, value))
         if ids.size == 0 and isinstance(value, (list, tuple)):  # NumPy takes them for floats
             ids = ids.astype(np.intp)
         if ids.dtype.kind not in "iu":
             raise TypeError(f"{name}: expected integers, got dtype {ids.dtype}")
+        return ids
+
+    def _check_ids(self, name: str, ids: npt.NDArray[Any]) -> None:
+        """Refuse ids that there are no vectors of."""
         outside = (ids < 0) | (ids >= self.num_embeddings)
         if outside.any():
             raise ValueError(
                 f"{name}: expected integers from 0 to {self.num_embeddings - 1}, "
                 f"got {ids[outside][0]}"
             )
-        return np.ascontiguousarray(ids, np.intp).reshape(ids.shape)
+
+    _reads_ids = True
+
+    def _features(self, width: int | None) -> int:
+        """Say how many features the output has."""
+        return self.embedding_dim
+
+    def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
+        y, tape = self.forward(x)
+        return Passed(y, steps, tape=tape)
+
+    def _pass_back(self, tape: Any, dy: Array, dstate: Any, run: Run) -> tuple[Any, Any]:
+        self.backward(tape, dy)
+        return None, None
 
     def backward(self, tape: EmbeddingTape, dy: npt.ArrayLike) -> None:
         """Add the gradients of the vectors looked up to `grads`.

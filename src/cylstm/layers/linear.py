@@ -11,6 +11,7 @@ from cylstm import checks, runtime
 from cylstm.kernels import dispatch, sequence
 from cylstm.layers import activations, ragged
 from cylstm.layers.embedding import Embedding
+from cylstm.layers.flow import Passed, Run, Steps
 from cylstm.layers.stored import Stored
 from cylstm.module import Array, draw_uniform
 
@@ -212,6 +213,21 @@ class Linear(Stored):
         shape = self.out_features, self.in_features
         tape = LinearTape(rows, layout, weight, shape, self._f, None if y is sums else sums)
         return layout.outward(y), tape
+
+    @property
+    def _width(self) -> int:  # type: ignore[override]
+        return self.in_features
+
+    def _features(self, width: int | None) -> int:
+        """Say how many features the output has."""
+        return self.out_features
+
+    def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
+        y, tape = self._run(x, run.threads, run.taped)
+        return Passed(y, steps, tape=tape)
+
+    def _pass_back(self, tape: Any, dy: Array, dstate: Any, run: Run) -> tuple[Any, Any]:
+        return self.backward(tape, dy, num_threads=run.threads), None
 
     @cached_property
     def _table(self) -> Any:

@@ -10,11 +10,12 @@ import numpy as np
 
 from cylstm import checks, runtime
 from cylstm.engine import masks, outputs, states, weights
-from cylstm.engine.batches import Batch, is_ragged
+from cylstm.engine.batches import Batch, is_ragged, split
 from cylstm.engine.cells import Extras
 from cylstm.engine.states import Parts, State
 from cylstm.engine.tape import Tape
 from cylstm.kernels import sequence
+from cylstm.layers.flow import Passed, Run, Steps, parts_of
 from cylstm.layers.structure import Structure
 from cylstm.module import Array
 
@@ -514,6 +515,52 @@ class Recurrent(Structure):
                 self._grad_views[name] += sums
         dattention = batch.attention_outward(np.sum(attentions, axis=0)) if attentions else None
         return batch.x_outward(dy), states.outward(self, dinitials, batch), dattention
+
+    # On the way through a network
+
+    _skips_unread = _leaves_zeros = _has_state = _looks_along_time = True
+
+    @property
+    def _width(self) -> int:  # type: ignore[override]
+        return self.input_size
+
+    @property
+    def _batch_first(self) -> bool:  # type: ignore[override]
+        return self.batch_first
+
+    def _features(self, width: int | None) -> int:
+        """Say how many features the output has."""
+        return self._merged(-1)
+
+    def _pass(
+        self, x: Array, state: Any, steps: Steps, run: Run, return_: str = "all"
+    ) -> Passed:  # fmt: skip
+        asked: dict[str, Any] = {"return_": return_, "num_threads": run.threads}
+        if not steps.ragged:
+            asked |= {"lengths": steps.lengths, "mask": steps.mask}
+        given = parts_of(x, steps) if steps.ragged else x
+        tape = None
+        if run.taped:
+            y, state, tape = self.forward(given, state, rng=run.rng, **asked)
+        else:
+            y, state = self(given, state, **asked)
+        if return_ != "all":
+            return Passed(y, steps._replace(timed=False), state, (tape, False))
+        if steps.ragged:
+            y = np.concatenate(y or [np.empty((0, self._merged(-1)), self.dtype)])
+        return Passed(y, steps, state, (tape, steps.ragged))
+
+    def _check_back(self, tape: Any, dstate: Any) -> None:
+        states.inward(self, "dstate", dstate, tape[0].batch)
+
+    def _pass_back(self, tape: Any, dy: Array, dstate: Any, run: Run) -> tuple[Any, Any]:
+        own, in_parts = tape
+        batch = own.batch
+        given: Any = split(dy[:, None], batch.lengths) if in_parts else dy
+        dx, dfirst, *_ = self.backward(own, given, dstate, num_threads=run.threads)
+        if batch.ragged:
+            dx = np.concatenate(dx or [np.empty((0, self.input_size), self.dtype)])
+        return dx, dfirst
 
     def _room(self, batch: Batch, depth: int) -> Array:
         """Room for dx, in memory order of the caller's layout if he will see it."""

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from cylstm.kernels import sequence
-from cylstm.module import Array, Module
+from cylstm.layers.flow import Flowing
+from cylstm.module import Array
 
 
-class Stored(Module):
+class Stored(Flowing):
     """Parameters that calls read in place while `assign` waits, and tapes refer to.
 
     A tape refers to a snapshot, which is the storage itself until that changes: `assign` copies the

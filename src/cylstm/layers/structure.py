@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from cylstm import checks, runtime
 from cylstm.engine import outputs, weights
 from cylstm.engine.cells import Activation, Cell
 from cylstm.engine.masks import Masks
 from cylstm.engine.states import Parts
 from cylstm.kernels import sequence
+from cylstm.layers.drawing import Drawing
+from cylstm.layers.flow import Flowing
 from cylstm.module import Array, Module, draw_uniform
 
 Checks = dict[str, Callable[[str, Any], Any]]
@@ -50,7 +50,7 @@ def _level_outside() -> int:
 VECTOR = 16
 
 
-class Structure(Module):
+class Structure(Drawing, Flowing):
     """What recurrent layers are made of, before any of them runs."""
 
     if TYPE_CHECKING:  # annotations would show in help
@@ -128,9 +128,7 @@ class Structure(Module):
             for name, full in names.items()
         }
         dtype = checks.dtype(given["dtype"])
-        self._rng = checks.generator("rng", given["rng"])
-        #: Whether masks repeat from run to run; otherwise no two copies draw the same.
-        self._seeded = given["rng"] is not None
+        self._seed(given["rng"])
         Module.__init__(self, named, dtype)
         if self._draws_parameters():
             with self._changing():
@@ -277,25 +275,6 @@ class Structure(Module):
         """Also leave out the packed weights and views of gradients."""
         derived = {"_packed", "_places"}
         return {k: v for k, v in super().__getstate__().items() if k not in derived}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Have masks of their own drawn, where there was no seed."""
-        super().__setstate__(state)
-        if not self._seeded:
-            self._rng = checks.generator("rng", None)
-
-    def _after_fork(self) -> None:
-        """In a child: draw other masks, and do not wait for a thread that drew at the fork."""
-        super()._after_fork()
-        old = self._rng.bit_generator
-        if not self._seeded:
-            self._rng = checks.generator("rng", None)
-        elif old.lock.acquire(blocking=False):
-            old.lock.release()
-        else:
-            new = type(old)()
-            new.state = old.state
-            self._rng = np.random.Generator(new)
 
     def _make_views(self) -> None:
         super()._make_views()

@@ -307,7 +307,7 @@ def blocks(start: int, stop: int) -> Iterator[slice]:
 
 
 def modules_of(modules: Any) -> tuple[Module, ...]:
-    """Check one module or several."""
+    """Check one module or several; of a network return the modules that it is made of."""
     one = isinstance(modules, (Module, Mapping, np.ndarray, str))
     several = (modules,) if one or not isinstance(modules, Iterable) else tuple(modules)
     if not several:
@@ -318,9 +318,10 @@ def modules_of(modules: Any) -> tuple[Module, ...]:
                 f"modules: expected cylstm modules, got {type(module).__name__}; "
                 "pass the layer itself, not its parameters"
             )
-    if len(set(map(id, several))) < len(several):
+    parts = tuple(part for module in several for part in module._parts())
+    if len(set(map(id, parts))) < len(parts):
         raise ValueError("modules: expected each module once, got one twice")
-    return several
+    return parts
 
 
 def _plain(value: Any) -> Any:
