@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
+    from cylstm.layers.branches import Concat, Residual
+    from cylstm.layers.conv import Conv1d
     from cylstm.layers.dropout import Dropout
     from cylstm.layers.embedding import Embedding
     from cylstm.layers.linear import Linear
@@ -48,6 +50,8 @@ __all__ = [
     "Adam",
     "AdamW",
     "BatchNorm",
+    "Concat",
+    "Conv1d",
     "Dropout",
     "Embedding",
     "LayerNorm",
@@ -57,6 +61,7 @@ __all__ = [
     "MinLSTM",
     "Module",
     "Pool",
+    "Residual",
     "Sequential",
     "Softmax",
     "binary_cross_entropy_with_logits",
@@ -81,6 +86,8 @@ _LATER = {
     "layers.activation": ["Activation", "LogSoftmax", "Softmax"],
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
+    "layers.branches": ["Concat", "Residual"],
+    "layers.conv": ["Conv1d"],
     "layers.dropout": ["Dropout"],
     "layers.embedding": ["Embedding"],
     "layers.linear": ["Linear"],

@@ -12,7 +12,7 @@ import math
 import os
 import weakref
 from _thread import RLock  # importing threading takes longer than the package
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -285,10 +285,15 @@ class Module:
             raise TypeError(f"config: expected a mapping, got {type(config).__name__}")
         kind, arguments = cls._named(config.get("class")), dict(config)
         del arguments["class"]
-        unknown = sorted(map(str, set(arguments) - set(kind._signature)))
+        unknown = sorted(map(str, set(arguments) - set(kind._described_by())))
         if unknown:
             raise TypeError(f"config: expected arguments of {kind.__name__}, got {unknown}")
         return kind._made(arguments, rng)
+
+    @classmethod
+    def _described_by(cls) -> Iterable[str]:
+        """Names of what a configuration says beside the class."""
+        return cls._signature
 
     @classmethod
     def _made(cls, arguments: dict[str, Any], rng: Rng) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from _thread import RLock
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,7 +18,9 @@ from cylstm.module import Array, Gradients, Module, _alive
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from cylstm.layers.summary import Summary
     from cylstm.module import Rng
+    from cylstm.streams.network import NetworkStream
 
 
 class Container(Flowing):
@@ -82,7 +84,7 @@ class Container(Flowing):
         """Return all modules that are not made of others, by path."""
         found: dict[str, Flowing] = {}
         for name, child in self._children.items():
-            inner = child._all() if isinstance(child, Container) else {"": child}
+            inner = child._all()
             found |= {f"{name}.{path}".rstrip("."): leaf for path, leaf in inner.items()}
         return found
 
@@ -387,11 +389,11 @@ class Container(Flowing):
                 raise ValueError(
                     f"tied_to: expected a module before {at!r} in the same network, got {tied!r}"
                 )
-        return {"class": type(self).__name__, **self._options_of(), "modules": inside}
+        return {"class": type(self).__name__, "modules": inside}
 
-    def _options_of(self) -> dict[str, Any]:
-        """Return the arguments of the constructor other than modules."""
-        return {}
+    @classmethod
+    def _described_by(cls) -> tuple[str, ...]:
+        return ("modules",)
 
     @classmethod
     def _made(cls, arguments: dict[str, Any], rng: Rng) -> Self:
@@ -430,16 +432,36 @@ class Container(Flowing):
     @classmethod
     def _of(cls, children: dict[str, Any], options: dict[str, Any]) -> Self:
         """Make one of named modules."""
+        if options:
+            raise TypeError(f"config: expected arguments of {cls.__name__}, got {sorted(options)}")
         made: Any = cls
-        module: Self = made(*children.values(), **options)
+        in_order = list(children) == [str(i) for i in range(len(children))]
+        module: Self = made(*children.values()) if in_order else made(children)
         return module
+
+    @staticmethod
+    def _by_name(modules: tuple[Any, ...]) -> Mapping[str, Any]:
+        """Return what a constructor was given by name: a mapping, or modules in order."""
+        if len(modules) != 1 or not isinstance(modules[0], Mapping):
+            return {str(i): module for i, module in enumerate(modules)}
+        for name in modules[0]:
+            if not isinstance(name, str):
+                raise TypeError(f"modules: expected names of type str, got {name!r}")
+            if not name or "." in name:
+                raise ValueError(f"modules: expected names without dots, got {name!r}")
+        return modules[0]
 
     def __repr__(self) -> str:
         """Show the call that makes such a module, one module on each line."""
-        lines = [repr(child).replace("\n", "\n    ") for child in self._children.values()]
+        named = list(self._children) != [str(i) for i in range(len(self._children))]
+        lines = [
+            (f"{name!r}: {child!r}" if named else repr(child)).replace("\n", "\n    ")
+            for name, child in self._children.items()
+        ]
+        body = "".join(f"\n    {line}," for line in lines)
         if not lines:
             return f"{type(self).__name__}()"
-        return f"{type(self).__name__}(\n    " + ",\n    ".join(lines) + ",\n)"
+        return f"{type(self).__name__}(" + (f"{{{body}\n}})" if named else f"{body}\n)")
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the lock; each module has its own state."""
@@ -595,7 +617,90 @@ class Container(Flowing):
         """
         return flow.back(self, tape, dy, dstate, Run(True, num_threads))
 
+    def stream(self, batch_size: int = 1, *, num_threads: int | None = None) -> NetworkStream:
+        """Make a stream: rows that are fed frame by frame, and remember their state.
+
+        Parameters
+        ----------
+        batch_size : int, default 1
+            B, the number of rows that step together.
+        num_threads : int, optional
+            Most threads that a step may use; default `get_num_threads()`.
+
+        Returns
+        -------
+        cylstm.streams.NetworkStream
+            In the initial state. It has `step(x, out=None)` for a frame (C,) or (B, C), `push` for
+            many of them, `reset`, `state`, `snapshot` and `restore`.
+
+        Raises
+        ------
+        ValueError
+            A module looks ahead: a layer that is bidirectional or goes backwards, a `Pool`, a
+            `Conv1d` that is not causal or has a stride. The message has its path.
+        TypeError
+            An argument is not as described.
+        """
+        from cylstm.streams.network import NetworkStream  # not needed to run
+
+        return NetworkStream(self, batch_size, num_threads=num_threads)
+
+    def summary(self, shape: Sequence[int]) -> Summary:
+        """Say what the network consists of and what it makes of an input; nothing is computed.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the input: (T, B, C), (B, T, C) if `batch_first`, or (T, C); without C where the
+            network begins with an `Embedding`.
+
+        Returns
+        -------
+        Summary
+            `rows` has for each module its path, class, output shape, parameters, multiply-adds and
+            bytes; `str` makes a table of it. A recurrent layer before a `Pool` that it does itself
+            is listed with all its outputs.
+
+        Raises
+        ------
+        ValueError
+            It is not the shape of an input.
+        """
+        from cylstm.layers import summary  # which imports this module
+
+        return summary.of(self, shape)
+
+    def folded(self) -> Self:
+        """Return a copy for inference whose weights do what `BatchNorm` did.
+
+        Each one goes into the `Linear` or `Conv1d` before it that has no activation, or else into
+        the `Linear`, the `Conv1d` without padding or the recurrent layer with biases after it. A
+        module that comes twice or shares weights is left alone, and so is a norm that has nowhere
+        to go. Names stay; those of the norms are missing.
+
+        Returns
+        -------
+        Sequential, Residual or Concat
+            With parameters of its own; outputs are the same to rounding.
+        """
+        from cylstm.layers import folding  # which imports this module
+
+        found: Self = folding.folded(self)
+        return found
+
     # States
+
+    def _refuse_stream(self, path: str) -> None:
+        for name, child in self._children.items():
+            child._refuse_stream(f"{path}.{name}".lstrip("."))
+
+    def _initial_state(self, rows: int) -> Any:
+        """Return the state of streams at first: an entry for each module that has one."""
+        return tuple(self._children[name]._initial_state(rows) for name in self._stateful())
+
+    @property
+    def _version(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(leaf._version for leaf in self._leaves.values())
 
     def _stateful(self) -> list[str]:
         """Names of the modules that have a state."""

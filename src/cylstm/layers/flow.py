@@ -145,9 +145,20 @@ class Flowing(Module):
     def _time_second(self) -> bool:
         return bool(self._batch_first)
 
+    def _all(self) -> dict[str, Flowing]:
+        """Return all modules in here that are not made of others, by path."""
+        return {"": self}
+
     def _features(self, width: int | None) -> int | None:
         """Features of the output, for so many of the input, None if not known."""
         return width
+
+    def _refuse_stream(self, path: str) -> None:
+        """Refuse to stream where an output depends on later steps; `path` says where this is."""
+
+    def _initial_state(self, rows: int) -> Any:
+        """Return the state of streams at first, of modules that have one."""
+        raise NotImplementedError
 
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         """Make the output of an array on its way."""

@@ -107,11 +107,11 @@ class LayerNorm(Stateless):
 class BatchNorm(Stateless):
     """Normalise each feature over the steps of a batch.
 
-    y = (x - mean) / sqrt(var + eps) * weight + bias. Ioffe & Szegedy (2015), as `torch.nn.BatchNorm1d`, but features are the last axis. `forward`
-    uses mean and biased variance of the steps that are read, over all rows, and moves the running
-    ones towards them, `running += momentum * (batch - running)`, the variance unbiased. Calls use
-    the running ones, so that every step stands for itself; `Sequential.folded` takes them into the
-    weights of a module beside.
+    y = (x - mean) / sqrt(var + eps) * weight + bias (Ioffe & Szegedy 2015), as
+    `torch.nn.BatchNorm1d`, but features are the last axis. `forward` uses mean and biased variance
+    of the steps that are read, over all rows, and moves the running ones towards them, `running +=
+    momentum * (batch - running)`, the variance unbiased. Calls use the running ones, so that every
+    step stands for itself; `Sequential.folded` takes them into the weights of a module beside.
 
     Parameters are `weight` and `bias` (num_features,), 1 and 0 at first, if `affine`.
     `running_mean` and `running_var`, 0 and 1 at first, are parameters that are always frozen.

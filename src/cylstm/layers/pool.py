@@ -54,6 +54,12 @@ class Pool(Stateless):
     def _batch_first(self) -> bool | None:  # type: ignore[override]
         return self.batch_first
 
+    def _refuse_stream(self, path: str) -> None:
+        raise ValueError(
+            f"{path} (Pool): expected no Pool for a stream, as it reads the whole sequence, got "
+            f"mode={self.mode!r}"
+        )
+
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         if self.mode == "final":
             raise ValueError(

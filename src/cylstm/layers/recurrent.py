@@ -532,6 +532,20 @@ class Recurrent(Structure):
         """Say how many features the output has."""
         return self._merged(-1)
 
+    def _refuse_stream(self, path: str) -> None:
+        from cylstm.streams import state_rows  # not needed to run
+
+        try:
+            state_rows.refuse_what_looks_ahead(self)
+        except ValueError as error:
+            raise ValueError(f"{path} ({type(self).__name__}): {error}") from None
+
+    def _initial_state(self, rows: int) -> State:
+        """Return zeros, or what has been learned."""
+        from cylstm.streams import state_rows  # not needed to run
+
+        return state_rows.outward(self, state_rows.initial(self, rows))
+
     def _pass(
         self, x: Array, state: Any, steps: Steps, run: Run, return_: str = "all"
     ) -> Passed:  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 from cylstm.layers import flow
 from cylstm.layers.container import Container
@@ -48,18 +48,7 @@ class Sequential(Container):
     """
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
-        self._keyed = len(modules) == 1 and isinstance(modules[0], Mapping)
-        children: Mapping[Any, Any]
-        if self._keyed:
-            children = modules[0]  # type: ignore[assignment]
-        else:
-            children = {str(i): module for i, module in enumerate(modules)}
-        for name in children:
-            if not isinstance(name, str):
-                raise TypeError(f"modules: expected names of type str, got {name!r}")
-            if not name or "." in name:
-                raise ValueError(f"modules: expected names without dots, got {name!r}")
-        self._adopt(children, "modules")
+        self._adopt(self._by_name(modules), "modules")
         #: Recurrent layers that are asked for what the module after them would make of all outputs.
         self._pooled = self._pools()
         self._features(None)
@@ -85,22 +74,6 @@ class Sequential(Container):
         if isinstance(key, slice):
             return type(self)(dict(list(self._children.items())[key]))
         return list(self._children.values())[key]
-
-    @classmethod
-    def _of(cls, children: dict[str, Any], options: dict[str, Any]) -> Self:
-        if options:
-            raise TypeError(f"config: expected arguments of {cls.__name__}, got {sorted(options)}")
-        in_order = list(children) == [str(i) for i in range(len(children))]
-        return cls(*children.values()) if in_order else cls(children)
-
-    def __repr__(self) -> str:
-        """Show the call that makes such a network, one module on each line."""
-        if not self._keyed:
-            return super().__repr__()
-        lines = [
-            f"{name!r}: {child!r}".replace("\n", "\n    ") for name, child in self._children.items()
-        ]
-        return f"{type(self).__name__}({{\n    " + ",\n    ".join(lines) + ",\n})"
 
     # On the way
 

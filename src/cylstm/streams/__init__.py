@@ -1,7 +1,8 @@
 """State that stays where the kernels work: single streams, and pools of independent ones."""
 
+from cylstm.streams.network import NetworkStream
 from cylstm.streams.pool import PoolFullError, StreamPool
 from cylstm.streams.state_rows import StateStatistics
 from cylstm.streams.stream import Stream
 
-__all__ = ["PoolFullError", "StateStatistics", "Stream", "StreamPool"]
+__all__ = ["NetworkStream", "PoolFullError", "StateStatistics", "Stream", "StreamPool"]

@@ -17,14 +17,11 @@ from __future__ import annotations
 
 import struct
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from cylstm.module import Array
-
-if TYPE_CHECKING:
-    from cylstm.layers.recurrent import Recurrent
+from cylstm.module import Array, Module
 
 MAGIC, VERSION = b"CYLSTM-S", 1
 HEAD = struct.Struct("<8sHHII16s16s")
@@ -35,7 +32,7 @@ LEFT_OUT = frozenset(
     "input_size hidden_size num_layers batch_first rng dtype dropout variational "
     "recurrent_dropout dropconnect".split()
 )
-_fingerprints: weakref.WeakKeyDictionary[Recurrent, tuple[int, bytes, bytes]]
+_fingerprints: weakref.WeakKeyDictionary[Module, tuple[Any, bytes, bytes]]
 _fingerprints = weakref.WeakKeyDictionary()
 
 
@@ -49,25 +46,33 @@ def digest(*parts: Any) -> bytes:
     return found.digest()
 
 
-def fingerprint(layer: Recurrent) -> tuple[bytes, bytes]:
+def fingerprint(layer: Any) -> tuple[bytes, bytes]:
     """Digests of what the layer is and of its weights; made again only after a change of these."""
     with layer._lock:
         known = _fingerprints.get(layer)
         if known is None or known[0] != layer._version:
-            words = [
-                f"{name}={layer._argument(name)!r}"
-                for name, default in layer._signature.items()
-                if name not in LEFT_OUT and layer._argument(name) != default
-            ]
+            words = []
+            for path, leaf in layer._all().items():
+                words += [path, type(leaf).__name__] if path else [*layer.gates, *layer.states]
+                words += _options(leaf)
             shapes = [f"{name}{value.shape}" for name, value in layer.params.items()]
-            what = "\n".join([*layer.gates, *layer.states, *words, *shapes])
+            what = "\n".join([*words, *shapes])
             weights = layer.flat_params.astype(layer.flat_params.dtype.newbyteorder("<"))
             known = layer._version, digest(what.encode()), digest(weights)
             _fingerprints[layer] = known
     return known[1:]
 
 
-def pack(layer: Recurrent, rows: Array) -> bytes:
+def _options(layer: Any) -> list[str]:
+    """Arguments of a constructor on which the state may depend."""
+    return [
+        f"{name}={layer._argument(name)!r}"
+        for name, default in layer._signature.items()
+        if name not in LEFT_OUT and layer._argument(name) != default
+    ]
+
+
+def pack(layer: Module, rows: Array) -> bytes:
     """Bytes of rows (n, S)."""
     size = rows.itemsize
     head = HEAD.pack(MAGIC, VERSION, size, *rows.shape, *fingerprint(layer))
@@ -75,7 +80,7 @@ def pack(layer: Recurrent, rows: Array) -> bytes:
     return body + digest(body)
 
 
-def unpack(layer: Recurrent, snapshot: Any, count: int, width: int) -> Array:
+def unpack(layer: Module, snapshot: Any, count: int, width: int) -> Array:
     """Rows of shape (count, width) from bytes; what does not fit is refused by name."""
     try:
         blob = bytes(memoryview(snapshot))
