@@ -13,6 +13,7 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.keras import from_keras
     from cylstm.layers.activation import Activation, LogSoftmax, Softmax
     from cylstm.layers.augru import AUGRU
     from cylstm.layers.branches import Concat, Residual
@@ -69,6 +70,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_keras",
     "get_num_threads",
     "huber_loss",
     "init",
@@ -83,6 +85,7 @@ __all__ = [
 
 # What few programs need is imported when it is first used: the others start sooner.
 _LATER = {
+    "io.keras": ["from_keras"],
     "layers.activation": ["Activation", "LogSoftmax", "Softmax"],
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
