@@ -1,4 +1,4 @@
-"""Networks from Keras 1, 2 and 3: files, read by h5py without Keras, and models in memory."""
+"""Networks from Keras 1, 2 and 3: files, read without Keras, and models in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_keras(
 ) -> Sequential:
     """Make the network that a Keras model is.
 
-    Files need h5py (`pip install "cylstm[keras]"`), and neither Keras nor TensorFlow. Layers that
+    Files are read by this library itself: neither Keras, TensorFlow nor h5py is needed. Layers that
     it knows: LSTM, GRU, SimpleRNN, CuDNNLSTM, CuDNNGRU, RNN of cells and of stacks of these,
     Bidirectional, TimeDistributed, Dense, Conv1D, Embedding, Masking, BatchNormalization,
     LayerNormalization, activations, global pooling over time, models inside models, and what does
@@ -54,8 +54,6 @@ def from_keras(
     KerasError
         A ValueError. The file is damaged or larger than `max_bytes`, or the model has what
         cannot be said here: the message names the layer by its path, its class, and the option.
-    ImportError
-        h5py is not installed.
     OSError
         The file cannot be opened.
     TypeError, ValueError
@@ -78,9 +76,9 @@ def from_keras(
         raise ValueError(f"max_bytes: expected an integer of at least 0, got {max_bytes!r}")
     budget = files.Budget(max_bytes)
     if not isinstance(model, (str, os.PathLike)):
-        found, own = _described(model)
-        return _made(found if config is None else config, version or own,
-                     files.Given(model, budget))  # fmt: skip
+        found, major = _described(model)
+        given = found if config is None else config
+        return _made(given, version or major, files.Given(model, budget))
     with files.opened(model, budget) as (stored, own, root):
         given = stored if config is None else config
         if given is None:

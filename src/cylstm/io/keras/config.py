@@ -14,11 +14,13 @@ _MODELS = ("Sequential", "Functional", "Model")
 _PACKAGES = ("keras", "tf_keras", "tensorflow")
 #: Nodes of Keras 3 that make masks of what layers before them read; kept as the mask's source.
 _MASKS = ("NotEqual", "Any")
+#: Most layers of a model.
+_MOST = 5000
 #: Options that a call for inference does not depend on.
 _IGNORED = frozenset(
     "name trainable dtype batch_input_shape batch_shape input_shape init input_length "
-    "seed unroll implementation consume_less stateful dropout recurrent_dropout dropout_W dropout_U "
-    "unit_forget_bias return_state zero_output_for_mask momentum renorm renorm_clipping "
+    "seed unroll implementation consume_less stateful dropout recurrent_dropout dropout_W "
+    "dropout_U unit_forget_bias return_state zero_output_for_mask momentum renorm renorm_clipping "
     "renorm_momentum synchronized fused virtual_batch_size noise_shape autocast".split()
 )
 _IGNORED_ENDS = ("_initializer", "_regularizer", "_constraint", "_init")
@@ -153,6 +155,8 @@ def _inside(kind: str, options: Any, path: str, group: str, depth: int) -> Itera
     layers = options if isinstance(options, list) else options.get("layers")  # a list until 2.2.4
     if not isinstance(layers, list):
         raise KerasError(f"{where}: expected a list of layers, got {str(layers)[:100]!r}")
+    if len(layers) > _MOST:
+        raise KerasError(f"{where}: expected at most {_MOST} layers, got {len(layers)}")
     used: dict[str, int] = {}
     found: dict[str, tuple[str, Layer]] = {}
     for i, entry in enumerate(layers):

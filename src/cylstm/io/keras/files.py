@@ -1,15 +1,15 @@
 """What is in a file: the configuration, the version that wrote it, and where weights are.
 
 Nothing of a file is believed: members of archives are read up to their declared size and the cap,
-datasets only where their shape is the one that the configuration asks for, links and filters only
-if they stay inside the file. Nothing is unpacked to disk, no class is looked up by name.
+arrays only where their shape is the one that the configuration asks for. Nothing is unpacked to
+disk, no class is looked up by name.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
+import mmap
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,15 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from cylstm.io.keras import hdf5
 from cylstm.io.keras.config import Layer
 from cylstm.io.keras.errors import KerasError, named
 from cylstm.module import Array
 
-_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-#: No configuration or list of names is as long.
+_ZIP = b"PK\x03\x04"
+#: No configuration is as long.
 _TEXT = 2**26
-#: HDF5's own filters that need no plug-in: deflate, shuffle, checksum.
-_FILTERS = (1, 2, 3)
+#: Most pieces of a list of names, and arrays of a model.
+_PIECES, _ARRAYS = 64, 10**5
 
 
 class Budget:
@@ -62,35 +63,21 @@ class Tensor:
         """
         value = self._value
         fits = len(self.shape) == len(expected) and all(
-            n in (None, m) for n, m in zip(expected, self.shape, strict=True)
+            n is None or n == m for n, m in zip(expected, self.shape, strict=True)
         )
         if not fits or 0 in self.shape:
             shape = str(tuple("any" if n is None else n for n in expected)).replace("'", "")
             raise KerasError(f"{self.name}: expected shape {shape}, got {self.shape}")
-        if value.dtype.kind != "f":
+        if value.dtype is None or value.dtype.kind != "f":
             raise KerasError(
-                f"{self.name}: expected floating-point numbers, got dtype {value.dtype}"
+                f"{self.name}: expected floating-point numbers, got {value.dtype or 'others'}"
             )
         self._budget.take(self.name, math.prod(self.shape) * value.dtype.itemsize)
         if isinstance(value, np.ndarray):
             return value
         with named(self.name):
-            self._check(value)
-            found: Array = value[()]
+            found: Array = value.read()
         return found
-
-    def _check(self, dataset: Any) -> None:
-        """Refuse what leads out of the file, and chunks larger than what they are chunks of."""
-        if dataset.is_virtual or dataset.external:
-            raise KerasError(f"{self.name}: expected numbers in the file itself, got a reference "
-                             "to another")  # fmt: skip
-        properties = dataset.id.get_create_plist()
-        for i in range(properties.get_nfilters()):
-            code = properties.get_filter(i)[0]
-            if code not in _FILTERS:
-                raise KerasError(f"{self.name}: expected no filter but gzip, got number {code}")
-        if dataset.chunks and math.prod(dataset.chunks) > 2 * math.prod(self.shape) + 2**20:
-            raise KerasError(f"{self.name}: expected chunks of the array, got {dataset.chunks}")
 
 
 class Weights:
@@ -119,11 +106,11 @@ class Saved(Weights):
         found = []
         for path, count in slots:
             at = "/".join(filter(None, (layer.group, path, "vars")))
-            group = _at(self._root, at, f"{layer}: weights")
-            if len(group) != count:
-                raise KerasError(f"{layer}: expected {count} arrays in {at!r}, got {len(group)}")
+            group = self._root[at]
+            if not isinstance(group, hdf5.Group) or len(group) != count:
+                raise KerasError(f"{layer}: expected {count} arrays in {at!r}, got others")
             found += [
-                Tensor(f"{layer}: {at}/{i}", _at(group, str(i), f"{layer}: {at}"), self._budget)
+                Tensor(f"{layer}: {at}/{i}", _dataset(group, str(i)), self._budget)
                 for i in range(count)
             ]
         return found
@@ -137,10 +124,14 @@ class Legacy(Weights):
 
     def __init__(self, root: Any, budget: Budget) -> None:
         self._found: dict[str, list[tuple[str, Any]]] = {}
-        self._budget = budget
+        self._budget, arrays = budget, 0
         for name in _names(root, "layer_names"):
-            group = _at(root, name, "layer_names")
-            self._found[name] = [(w, _at(group, w, name)) for w in _names(group, "weight_names")]
+            group = root[name]
+            names = _names(group, "weight_names")
+            self._found[name] = [(w, _dataset(group, w)) for w in names]
+            arrays += len(names)
+            if arrays > _ARRAYS:
+                raise KerasError(f"expected at most {_ARRAYS} arrays, got more")
 
     def arrays(self, layer: Layer, slots: Sequence[tuple[str, int]]) -> list[Tensor]:
         """Find the arrays of a layer in the list of the one that the model has."""
@@ -174,21 +165,6 @@ class Given(Weights):
         return [Tensor(f"{layer}: array {i}", a, self._budget) for i, a in enumerate(arrays)]
 
 
-def h5py() -> Any:
-    """Import the `h5py` package.
-
-    Raises
-    ------
-    ImportError
-        It is not installed; the message says how to.
-    """
-    try:
-        import h5py
-    except ImportError as error:
-        raise ImportError('h5py is not installed: pip install "cylstm[keras]"') from error
-    return h5py
-
-
 @contextmanager
 def opened(path: str | os.PathLike[str], budget: Budget) -> Iterator[tuple[Any, int | None, Any]]:
     """Open a file of any kind.
@@ -199,12 +175,11 @@ def opened(path: str | os.PathLike[str], budget: Budget) -> Iterator[tuple[Any, 
         The model's, from JSON.
     version : int or None
         Keras' major version.
-    group : h5py.Group
+    root : hdf5.Group
         Where the weights are.
     """
-    package = h5py()
     with ExitStack() as stack:
-        file: Any = stack.enter_context(open(path, "rb"))
+        file = stack.enter_context(open(path, "rb"))
         begin = file.read(8)
         config = version = None
         with named(f"{os.fspath(path)!r}"):
@@ -213,27 +188,37 @@ def opened(path: str | os.PathLike[str], budget: Budget) -> Iterator[tuple[Any, 
                 config = parsed(_member(archive, "config.json", budget))
                 meta = parsed(_member(archive, "metadata.json", budget))
                 version = _major(meta.get("keras_version") if isinstance(meta, dict) else None)
-                file = io.BytesIO(_member(archive, "model.weights.h5", budget))
-            elif begin != _HDF5:
+                root = hdf5.File(_member(archive, "model.weights.h5", budget)).root
+            elif begin == hdf5.SIGNATURE:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                root = hdf5.File(stack.enter_context(data)).root
+                config, version, root = _model(root)
+            else:
                 raise KerasError(f"expected a .keras or an HDF5 file, got one that begins with "
                                  f"{begin!r}")  # fmt: skip
-            root = stack.enter_context(package.File(file, "r"))
-            if begin == _HDF5:
-                text = _text(root, "model_config")
-                config = None if text is None else parsed(text)
-                version = _major(_text(root, "keras_version"))
-                if "model_weights" in root:
-                    root = _at(root, "model_weights", "model_weights")
-                    version = _major(_text(root, "keras_version")) or version
-                if version is None and "layer_names" in root.attrs:
-                    version = 1  # the first that wrote its version is 1.2
         yield config, version, root
 
 
-def weights(root: Any, budget: Budget) -> Weights:
+def _model(root: hdf5.Group) -> tuple[Any, int | None, hdf5.Group]:
+    """Read configuration and version of an HDF5 file, and find its weights."""
+    text = _text(root, "model_config")
+    config = None if text is None else parsed(text)
+    version = _major(_text(root, "keras_version"))
+    if "model_weights" in root:
+        found = root["model_weights"]
+        if not isinstance(found, hdf5.Group):
+            raise KerasError("model_weights: expected a group")
+        root = found
+        version = version or _major(_text(root, "keras_version"))
+    if version is None and _names(root, "layer_names"):
+        version = 1  # the first that wrote its version is 1.2
+    return config, version, root
+
+
+def weights(root: hdf5.Group, budget: Budget) -> Weights:
     """Tell the two layouts of weights apart."""
     with named("weights"):
-        if "layer_names" in root.attrs or "layer_names0" in root.attrs:
+        if _names(root, "layer_names"):
             return Legacy(root, budget)
     return Saved(root, budget)
 
@@ -273,55 +258,32 @@ def _member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
     return data
 
 
-def _at(group: Any, path: str, what: str) -> Any:
-    """Go down a path, link by link; only to what is in this file."""
-    package = h5py()
-    here = group
-    for name in path.split("/"):
-        if not isinstance(here, package.Group) or name not in ("", *here):
-            raise KerasError(f"{what}: expected {path!r} in the file, got nothing of that name")
-        if name:
-            link = here.get(name, getlink=True)
-            if not isinstance(link, package.HardLink):
-                raise KerasError(f"{what}: {path}: expected what is in the file itself, got a "
-                                 f"{type(link).__name__}")  # fmt: skip
-            here = here[name]
-    return here
+def _dataset(group: hdf5.Group | hdf5.Dataset, path: str) -> hdf5.Dataset:
+    """Find an array."""
+    found = group[path] if isinstance(group, hdf5.Group) else group
+    if not isinstance(found, hdf5.Dataset):
+        raise KerasError(f"{found.name}: expected an array, got a group")
+    return found
 
 
-def _attribute(holder: Any, name: str) -> Any:
-    """Read an attribute, unless it is too large; None if there is none."""
-    if name not in holder.attrs:
-        return None
-    found = holder.attrs.get_id(name)
-    size = math.prod(found.shape) * found.dtype.itemsize
-    if size > _TEXT:
-        raise KerasError(f"{name}: expected at most {_TEXT} bytes, got {size}")
-    return holder.attrs[name]
-
-
-def _text(holder: Any, name: str) -> str | None:
-    value = _attribute(holder, name)
+def _text(holder: hdf5.Object, name: str) -> str | None:
+    """Read an attribute that is one text."""
+    value = holder.attribute(name)
     if value is None:
         return None
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.reshape(())[()]
-    if isinstance(value, bytes):
-        value = value.decode("utf-8")
-    if not isinstance(value, str):
-        raise KerasError(f"{name}: expected text, got {type(value).__name__}")
-    return value
+    if len(value) != 1:
+        raise KerasError(f"{name}: expected one text, got {len(value)}")
+    return value[0].decode("utf-8")
 
 
-def _names(holder: Any, name: str) -> list[str]:
+def _names(holder: hdf5.Object, name: str) -> list[str]:
     """Read a list of names, which is in pieces if it is long: name0, name1 and so on."""
-    pieces = [name] if name in holder.attrs else []
-    while f"{name}{len(pieces)}" in holder.attrs and pieces[:1] != [name]:
-        pieces.append(f"{name}{len(pieces)}")
-    found: list[str] = []
-    for piece in pieces:
-        for value in np.ravel(_attribute(holder, piece)).tolist():
-            if not isinstance(value, (str, bytes)):
-                raise KerasError(f"{piece}: expected names, got {value!r}")
-            found.append(value.decode("utf-8") if isinstance(value, bytes) else value)
-    return found
+    found = holder.attribute(name)
+    if found is None:
+        found = []
+        for i in range(_PIECES):
+            piece = holder.attribute(f"{name}{i}")
+            if piece is None:
+                break
+            found += piece
+    return [value.decode("utf-8") for value in found]

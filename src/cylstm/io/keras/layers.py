@@ -316,10 +316,10 @@ def _count(net: Builder, cell: recurrent.Cell) -> int:
     """How many arrays a cell has: three for each gate in Keras 1."""
     if net.version == 1 and cell.kind != "RNN":
         return 12 if cell.kind == "LSTM" else 9
-    return cell.count
+    return cell.arrays
 
 
-def _finish(net: Builder, layer: Layer, found: recurrent.Sequence_) -> None:
+def _finish(net: Builder, layer: Layer, found: recurrent.Recurrent) -> None:
     net.zeros |= found.zeros
     if not found.sequences:
         net.add(layer, Pool("final", batch_first=True), "_final")
@@ -409,8 +409,8 @@ def network(layers: Sequence[Layer], weights: Weights, version: int | None) -> S
         net.in_order(Layer("output", "the network", {}))
     if net.readers:
         warnings.warn(
-            f"{net.readers[0]} reads a mask that the model makes of its input in Keras: pass it, as "
-            f"mask={mask}, or lengths=",
+            f"{net.readers[0]} reads a mask that the model makes of its input in Keras: pass it, "
+            f"as mask={mask}, or lengths=",
             stacklevel=4,
         )
     with named("model"):

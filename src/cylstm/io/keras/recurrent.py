@@ -41,7 +41,7 @@ class Cell(NamedTuple):
     #: Arguments of our class.
     arguments: dict[str, Any]
     #: How many arrays it has, 2 without a bias.
-    count: int
+    arrays: int
     #: Where they are in a file of Keras 3, below the layer's group.
     place: str
 
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
         return 2 if two else 1
 
 
-class Sequence_(NamedTuple):
+class Recurrent(NamedTuple):
     """A recurrent layer: its cells, and what it does with the axis of time."""
 
     cells: list[Cell]
@@ -67,7 +67,7 @@ class Sequence_(NamedTuple):
     zeros: bool
 
 
-def read(layer: Layer, version: int | None) -> Sequence_:
+def read(layer: Layer, version: int | None) -> Recurrent:
     """Read the options of a recurrent layer."""
     options = Options(layer, version)
     backwards, sequences = options.flag("go_backwards"), options.flag("return_sequences")
@@ -77,7 +77,7 @@ def read(layer: Layer, version: int | None) -> Sequence_:
         options.finish()
     else:
         cells = [_cell(layer, options, version, "cell")]
-    return Sequence_(cells, backwards, sequences, zeros)
+    return Recurrent(cells, backwards, sequences, zeros)
 
 
 def _stacked(cell: Layer, version: int | None, place: str) -> list[Cell]:
@@ -149,7 +149,7 @@ def state(cell: Cell, tensors: Sequence[Tensor], width: int | None, suffix: str)
         ]
     else:
         arrays = [tensors[0].read((width, gates * h)), tensors[1].read((h, gates * h))]
-        if cell.count > 2:
+        if cell.arrays > 2:
             arrays.append(_bias(cell, tensors[2], gates * h))
     kernel, recurrent, *bias = arrays
     turned = _of_cudnn if cell.cudnn else np.transpose
@@ -172,7 +172,7 @@ def _bias(cell: Cell, tensor: Tensor, size: int) -> Array:
 
 
 def _of_cudnn(kernel: Array) -> Array:
-    """(inputs, H) numbers that are in the order of (H, inputs)."""
+    """Turn a matrix of cuDNN, (H, inputs) in its own order, which has Keras' shape."""
     return kernel.reshape(kernel.shape[::-1])
 
 
