@@ -5,6 +5,7 @@ directions and their merging, layers, and the choice of outputs. Layouts and nam
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -57,30 +58,30 @@ class Network:
     num_heads: int = 1
     forget_gate: str = "sigmoid"
 
-    @property
+    @cached_property
     def hidden(self):
         """One size per layer."""
         one_size = isinstance(self.hidden_size, int)
         return (self.hidden_size,) * self.num_layers if one_size else tuple(self.hidden_size)
 
-    @property
+    @cached_property
     def widths(self):
         """Of each layer's h, one direction."""
         return tuple(self.proj_size or size for size in self.hidden)
 
-    @property
+    @cached_property
     def directions(self):
         return ("", "_reverse")[: 1 + self.bidirectional]
 
-    @property
+    @cached_property
     def suffixes(self):
         return [f"_l{k}{d}" for k in range(len(self.hidden)) for d in self.directions]
 
-    @property
+    @cached_property
     def gates(self):
         return GATES[self.cell]
 
-    @property
+    @cached_property
     def states(self):
         return STATES.get(self.cell, "h")
 
@@ -89,7 +90,7 @@ class Network:
         """Whether each step comes with a number."""
         return self.cell in ATTENDING
 
-    @property
+    @cached_property
     def activation_of(self):
         """By gate name, and "cell" for the way out of an LSTM's: name, alpha, beta."""
         if self.cell == "rnn":

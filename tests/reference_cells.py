@@ -79,6 +79,12 @@ def activation(given):
     return (name, *numbers, *defaults[len(numbers) :])
 
 
+def parts(a, count):
+    """Equal parts side by side in the last axis."""
+    size = a.shape[-1] // count
+    return [a[..., k * size : (k + 1) * size] for k in range(count)]
+
+
 def act(o, gate, a):
     name, alpha, beta = o.activation_of[gate]
     return ACTIVATIONS[name][0](a, alpha, beta)
@@ -167,7 +173,7 @@ def add(grads, name, value):
 
 
 def by_name(names, stacked):
-    return dict(zip(names, np.split(stacked, len(names), axis=-1), strict=True))
+    return dict(zip(names, parts(stacked, len(names)), strict=True))
 
 
 def rnn(o, w, x, h_in, h):
@@ -193,7 +199,7 @@ def gru(o, w, x, h_in, h):
 
 def gru_gates(o, w, x, h_in, h):
     ax, ah, cache = sums(o, w, x, h_in)
-    (xr, xz, xn), (hr, hz, hn) = np.split(ax, 3, axis=-1), np.split(ah, 3, axis=-1)
+    (xr, xz, xn), (hr, hz, hn) = parts(ax, 3), parts(ah, 3)
     r = act(o, "reset", clamp(xr + hr, o.clip))
     if o.reset_after:
         an = xn + r * hn

@@ -175,6 +175,18 @@ def test_of_nothing(shape, kind):
     assert y.shape == (0, 2, 4) and not short.backward(tape, y).any()
 
 
+def test_any_number_of_threads():
+    module, x = cylstm.Conv1d(32, 64, 5, padding="same", rng=0), normal(300, 4, 32, dtype="float32")
+    outcomes = []
+    for threads in (1, 2, 3):
+        module.zero_grad()
+        y, tape = module.forward(x, num_threads=threads)
+        dx = module.backward(tape, y, num_threads=threads)
+        outcomes.append((y, dx, module.flat_grads.copy()))
+    assert_same_bits(outcomes[0], outcomes[1])
+    assert_same_bits(outcomes[0], outcomes[2])
+
+
 def test_rows_never_touch_each_other():
     for kind in KINDS:
         module, x = made(kind), normal(9, 3, 3)

@@ -96,15 +96,16 @@ def test_by_the_layer_before(mode, merge_mode):
     check_rows(net, x, LENGTHS)
 
 
-def test_after_a_layer_with_a_module_between():
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_layer_with_a_module_between(mode):
     net = cylstm.Sequential(
         cylstm.GRU(3, 4, dtype="float64", rng=0, batch_first=True),
         cylstm.Linear(4, 3, dtype="float64", rng=1),
-        cylstm.Pool("mean"),
+        cylstm.Pool(mode),
         cylstm.Sequential(cylstm.Activation("sigmoid")),
     )
     x = normal(4, 5, 3)
-    check_gradients(net, x, net(x)[1], lengths=LENGTHS)
+    check_gradients(net, x, net(x)[1], step=1e-5, lengths=LENGTHS)
     check_rows(net, normal(6, 3, 3), [6, 2, 0], batch_first=True)
 
 

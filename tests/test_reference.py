@@ -31,7 +31,8 @@ def check(cell, sizes, **options):
 
 @pytest.mark.parametrize(("cell", "options"), **named(CELL_VARIANTS + REGULARISED_VARIANTS))
 def test_every_option(cell, options):
-    check(cell, (3, 5, 2), steps=4, mask="holes", bidirectional=True, **options)
+    layers = 1 + ("dropout" in options)
+    check(cell, (3, 5, layers), steps=4, mask="holes", bidirectional=layers == 1, **options)
 
 
 @pytest.mark.parametrize(("cell", "options"), **named(ACTIVATION_VARIANTS))
@@ -41,8 +42,8 @@ def test_every_activation(cell, options):
 
 @pytest.mark.parametrize("return_", RETURNS)
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_topologies_and_returns(cell, topology, return_):
+def test_topologies_and_returns(topology, return_):
+    cell = CELLS[(len(topology) + RETURNS.index(return_)) % 3]  # which takes no part in them
     check(cell, (3, 4, 2), steps=5, mask="holes", return_=return_, **TOPOLOGIES[topology])
 
 

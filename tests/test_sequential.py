@@ -1,5 +1,6 @@
 """`Sequential`: a row of modules as one, its parameters, states, configurations and errors."""
 
+import concurrent.futures
 import copy
 import json
 import os
@@ -283,6 +284,45 @@ def test_in_a_forked_child():
     os.close(write)
     with os.fdopen(read, "rb") as pipe:
         assert pipe.read() == y.tobytes()
+
+
+def test_from_many_threads_at_once():
+    net, x = tagger(), [ids(5 + i, 2, seed=i) for i in range(4)]
+    expected = [net(part)[0] for part in x]
+    taped = [net.forward(part, rng=0) for part in x]
+    for y, _, tape in taped:
+        net.backward(tape, y)
+    once = net.flat_grads.copy()
+    net.zero_grad()
+
+    def work(i):
+        y, _, tape = net.forward(x[i], rng=0)
+        net.backward(tape, y)
+        return [net(x[i])[0] for _ in range(5)]
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for found, y in zip(pool.map(work, range(4)), expected, strict=True):
+            for again in found:
+                assert_same_bits(again, y)
+    np.testing.assert_allclose(net.flat_grads, once, rtol=1e-10, atol=1e-12)
+
+
+def test_tensors_are_arrays():
+    """Whatever has `__array__`, whose memory is the caller's."""
+
+    class Tensor:
+        def __init__(self, a):
+            self.a = a
+
+        def __array__(self, dtype=None, copy=None):
+            return self.a
+
+    x = normal(4, 3, dtype="float32")
+    y, _ = cylstm.Sequential(cylstm.Dropout(0.5))(Tensor(x))
+    assert_same_bits(y, x)
+    assert not np.shares_memory(x, y)
+    _, _, tape = (net := cylstm.Sequential(cylstm.Dropout(0.0))).forward(Tensor(x))
+    assert not np.shares_memory(net.backward(tape, Tensor(x))[0], x)
 
 
 def test_as_a_collection():

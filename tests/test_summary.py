@@ -48,18 +48,6 @@ def test_rows(batch_first):
 
 def test_table():
     net = cylstm.Sequential(cylstm.LSTM(3, 400), cylstm.Linear(400, 2, dtype="float32"))
-    assert (
-        str(net.summary((7, 3))).splitlines()
-        == [
-            "   layer   output shape  parameters  multiply-adds      bytes",
-            "------------------------------------------------------------",
-            "0  LSTM    (7, 400)         648,000      4,513,600  2,592,000",
-            "1  Linear  (7, 2)               802          5,600      3,208",
-            "------------------------------------------------------------",
-            "   total   (7, 2)           648,802      4,519,200  2,595,208",
-        ]
-        or str(net.summary((7, 3))).count("\n") == 5
-    )
     lines = str(net.summary((7, 3))).splitlines()
     assert lines[0].split() == ["layer", "output", "shape", "parameters", "multiply-adds", "bytes"]
     assert lines[2].split() == ["0", "LSTM", "(7,", "400)", "648,000", "4,513,600", "2,592,000"]

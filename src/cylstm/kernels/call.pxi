@@ -164,7 +164,7 @@ cdef class Call:
         cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize, k
         for k in range(s.w.states):
             s.state[k] = self.arena.room(count, blocks_of(s, k) * vector)
-        s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2 != NULL else NULL
+        s.second = self.arena.room(s.rows, s.w.blocks * vector) if s.w.w_2.data != NULL else NULL
         return 0
 
     cdef void place_states(self, Py_ssize_t d, Py_ssize_t base, Py_ssize_t end,
@@ -547,7 +547,7 @@ cdef class Call:
         s.db_ih = self.sums.room(s.w.gates, width)
         s.dw_hh = self.sums.room(units if s.w.h_products else 0,
                                  (s.w.depth * itemsize + vector - 1) // vector * vector)
-        if s.w.w_2 != NULL:
+        if s.w.w_2.data != NULL:
             # The gradients of the last gate's U are part of those of U.
             s.dw_2 = self.sums.room(s.w.outputs, width) if s.w.projects \
                 else <char *>s.dw_hh + s.w.h_products * s.w.hidden * out_width
@@ -677,7 +677,7 @@ cdef class Call:
         """Multiply-adds of one forward pass, saturating."""
         cdef Weights *w = &self.seq[0].w
         cdef double n = w.gates * w.inputs + w.h_products * w.h_gates * w.depth
-        if w.w_2 != NULL:
+        if w.w_2.data != NULL:
             n += w.outputs
         n *= <double>self.directions * self.entries * w.hidden
         return <Py_ssize_t>min(n, 1e18)

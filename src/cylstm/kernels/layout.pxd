@@ -36,6 +36,16 @@ cdef extern from "math/activations.h":
 cdef extern from "math/dense.h":
     enum: PANEL, PACKED_ROWS, TERM_BYTES, TERMS
 
+ctypedef struct Matrix:
+    # Packed weights of one product: blocks of outputs, one vector per gate in each, and for every
+    # term the vectors of a block side by side. How numbers are stored is known to what packs them
+    # (packing.pxi) and to the tile that loads them (tile.h); a distance is in bytes.
+    char *data              # NULL: there is none
+    Py_ssize_t depth        # terms
+    Py_ssize_t gates        # vectors of outputs in a block
+    Py_ssize_t step         # from term to term
+    Py_ssize_t stride       # from block to block
+
 ctypedef struct Weights:
     # One direction of one layer, packed. What a block keeps of the gates is in slots; each product
     # writes neighbouring ones, in the order of its packed weights. See `cylstm.cells.Cell`.
@@ -57,17 +67,17 @@ ctypedef struct Weights:
     Py_ssize_t h_products   # 1; 2 (r and z) if reset before; 0 without recurrent matrix
     Py_ssize_t heads        # diagonal blocks of U: each has its units and sees those of h alone
     Py_ssize_t depth        # outputs / heads
-    void *w_ih              # (blocks, inputs, G, lanes)
-    void *w_hh              # (h_products, blocks, depth, h_gates, lanes)
+    Matrix w_ih             # G gates of `inputs` terms
+    Matrix w_hh             # h_products times `blocks` blocks: h_gates gates of `depth` terms
     void *bias              # (blocks, summed, lanes)
-    void *w_ih_t            # (in_blocks, blocks * G * lanes, lanes); NULL unless backward
-    # (ceil(depth / lanes), blocks * h_products * h_gates * lanes, lanes); the same
-    void *w_hh_t
+    # Of backward, whose terms are the gates of all blocks, block by block
+    Matrix w_ih_t
+    Matrix w_hh_t           # of all heads; each has its own terms
     # A step's second product: the projection to h, or that of the last gate with what others let
     # through (reset before)
     bint projects
-    void *w_2               # (out_blocks, hidden, lanes); NULL if there is none
-    void *w_2_t             # (blocks, out_blocks * lanes, lanes); NULL unless backward
+    Matrix w_2
+    Matrix w_2_t
     # Variants
     double clip             # bound of gate pre-activations, 0: none
     double cell_clip
@@ -255,10 +265,10 @@ ctypedef struct Level:
     Py_ssize_t itemsize
     const CellKernels *cells
     Py_ssize_t cell_count
-    void (*pack)(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                 Py_ssize_t turn, void *packed) noexcept nogil
+    void (*pack)(const void *w, Py_ssize_t hidden, Py_ssize_t turn, const Matrix *packed,
+                 Py_ssize_t first) noexcept nogil
     void (*pack_transposed)(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                            Py_ssize_t turn, void *packed) noexcept nogil
+                            Py_ssize_t turn, const Matrix *packed) noexcept nogil
     void (*unpack_add)(const void *packed, Py_ssize_t hidden, Py_ssize_t gates, Py_ssize_t turn,
                        void *w) noexcept nogil
     void (*add_rows)(const void *rows, Py_ssize_t count, Py_ssize_t size,

@@ -6,7 +6,7 @@ from libc.string cimport memcpy
 from libc.math cimport sqrt
 from cylstm.kernels.layout cimport (
     ALL, EVERY, LAST, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, SLAB, TERM_BYTES, TERMS,
-    Activation, Blocks, CellKernels, CellStep, Dense, Level, Norm, Part, Sequence,
+    Activation, Blocks, CellKernels, CellStep, Dense, Level, Matrix, Norm, Part, Sequence,
 )
 
 cdef extern from "math/simd.h" nogil:
@@ -43,7 +43,7 @@ cdef extern from "math/tile.h" nogil:
         Py_ssize_t depth
         const real **a
         Py_ssize_t a_step
-        const real *w
+        const char *w
         Py_ssize_t w_step
         Py_ssize_t w_block
         real **out

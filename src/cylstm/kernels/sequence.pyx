@@ -16,7 +16,7 @@ from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.string cimport memcpy, memset, strcmp
 from cylstm.kernels.layout cimport (
     ALL, EVERY, FINAL, LAST, MAX, MEAN, NONE, OF_GATES, OF_PRODUCTS, PACKED_ROWS, PANEL, SLAB,
-    STATES, TERM_BYTES, TERMS, Activation, CellKernels, Dense, Level, Part, Pick, Sequence,
+    STATES, TERM_BYTES, TERMS, Activation, CellKernels, Dense, Level, Matrix, Part, Pick, Sequence,
     Weights,
 )
 

@@ -66,7 +66,7 @@ cdef void step_rows(StepRows *r, Py_ssize_t n, const char *x, char *y,
             p.row0, p.row1 = row, min(n, row + GROUP_ROWS)
             row = p.row1
             r.level.project(s, p)
-            for phase in range(1 + (s.w.w_2 != NULL)):
+            for phase in range(1 + (s.w.w_2.data != NULL)):
                 r.level.forward_step(s, p, step, phase)
         x = <const char *>s.y
     r.place = 1 - step

@@ -200,7 +200,7 @@ cdef Meeting forward_phases(Run *run, Sequence *s, Part *p, Member *me,
     """One step, after each of whose phases the team meets."""
     cdef Py_ssize_t phase
     cdef Meeting how
-    for phase in range(1 + (s.w.w_2 != NULL)):
+    for phase in range(1 + (s.w.w_2.data != NULL)):
         run.level.forward_step(s, p, step, phase)
         how = meet(run, s, p, me)
         if how != MET:
@@ -302,7 +302,7 @@ cdef bint backward_recurrence(Run *run, Part *p, Member *me) noexcept nogil:
     cdef Sequence *s = &run.seq[me.direction]
     cdef Py_ssize_t step, rows = p.chunk_row1 - p.chunk_row0
     cdef Py_ssize_t step0 = p.step0, step1 = p.step1
-    cdef Py_ssize_t phase, phases = 2 + (s.w.w_2 != NULL)
+    cdef Py_ssize_t phase, phases = 2 + (s.w.w_2.data != NULL)
     cdef bint by_rows = me.size == 1 or rows >= run.least_rows * me.size or s.w.norm != NONE
     p.row0, p.row1, p.block0, p.block1 = p.chunk_row0, p.chunk_row1, 0, s.w.blocks
     p.out0, p.out1 = 0, s.w.out_blocks

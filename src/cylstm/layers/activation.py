@@ -100,7 +100,8 @@ class LogSoftmax(Stateless):
 
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         y = _below_zero(x)
-        y -= np.log(np.exp(y).sum(axis=-1, keepdims=True))
+        with np.errstate(divide="ignore"):  # of no features
+            y -= np.log(np.exp(y).sum(axis=-1, keepdims=True))
         return Passed(y, steps, tape=y if run.taped else None)
 
     def _pass_back(self, tape: Any, dy: Array, dstate: Any, run: Run) -> tuple[Any, Any]:

@@ -7,13 +7,13 @@ from typing import Any, Self
 import numpy as np
 
 from cylstm.layers import flow
-from cylstm.layers.container import Container
 from cylstm.layers.flow import Flowing, Passed, Run, Steps
+from cylstm.layers.network import Network
 from cylstm.layers.pool import Pool
 from cylstm.module import Array, Module
 
 
-class Residual(Container):
+class Residual(Network):
     """Add what a module makes of its input to the input: y = x + f(x) (He et al. 2016).
 
     Parameters are those of the module, under names that begin with "module.". Its state, if it has
@@ -44,6 +44,7 @@ class Residual(Container):
             raise ValueError(f"module: expected one that reads numbers, got {module!r}")
         if self._inner._ends_time:
             raise ValueError(f"module: expected one that keeps the axis of time, got {module!r}")
+        self._width = self._inner._width
         self._features(self._width)
 
     @property
@@ -60,10 +61,6 @@ class Residual(Container):
     def __repr__(self) -> str:
         """Show the call that makes such a module."""
         return "Residual(\n    " + repr(self.module).replace("\n", "\n    ") + ",\n)"
-
-    @property
-    def _width(self) -> int | None:  # type: ignore[override]
-        return self._inner._width
 
     def _features(self, width: int | None) -> int | None:
         """Say how many features the output has; refuse others than the input's."""
@@ -99,7 +96,7 @@ class Residual(Container):
         return dy + dx, dfirst
 
 
-class Concat(Container):
+class Concat(Network):
     """Give the same input to several modules, and put their features side by side.
 
     Parameters are those of the modules, under names such as "0.weight". The state has one entry for
@@ -133,6 +130,9 @@ class Concat(Container):
                 names = {"_reads_ids": "read ids", "_ends_time": "end with a Pool"}
                 raise ValueError(f"modules: expected all or none that {names[what]}, got some")
         self._agreed("modules", {name: c._width for name, c in self._children.items()})
+        self._reads_ids = self._first()._reads_ids
+        widths = [c._width for c in self._children.values() if c._width is not None]
+        self._width = widths[0] if widths else None
         self._features(self._width)
 
     def _refuse(self, name: str, child: Any) -> None:
@@ -146,10 +146,6 @@ class Concat(Container):
     def _first(self) -> Flowing:
         return next(iter(self._children.values()))
 
-    @property
-    def _reads_ids(self) -> bool:  # type: ignore[override]
-        return self._first()._reads_ids
-
     def _ids(self, name: str, value: Any) -> Any:
         first: Any = self._first()
         return first._ids(name, value)
@@ -158,11 +154,6 @@ class Concat(Container):
         child: Any
         for child in self._children.values():
             child._check_ids(name, ids)
-
-    @property
-    def _width(self) -> int | None:  # type: ignore[override]
-        said = [child._width for child in self._children.values() if child._width is not None]
-        return said[0] if said else None
 
     def _features(self, width: int | None) -> int | None:
         """Add up the features of all outputs."""

@@ -202,7 +202,7 @@ def enter(module: Any, name: str, x: Any, lengths: Any, mask: Any) -> tuple[Arra
             if value is not None:
                 raise ValueError(f"{other}: expected None with a list as {name}, got {value!r}")
         return _enter_list(module, name, x, batch_first)
-    found = module._ids(name, x) if ids else _numbers(module, name, x)
+    found = module._ids(name, x) if ids else numbers(module, name, x)
     axes = found.ndim - (not ids)
     if module._looks_along_time and axes not in (1, 2):
         layout = "(B, T{0}) or (T{0})" if batch_first else "(T, B{0}) or (T{0})"
@@ -244,7 +244,7 @@ def _enter_list(module: Any, name: str, x: Any, batch_first: bool) -> tuple[Arra
             if found.ndim != 1:
                 raise ValueError(f"{one}: expected shape (T,), got {found.shape}")
         else:
-            found = _numbers(module, one, part, empty=True)
+            found = numbers(module, one, part, empty=True)
             if found.ndim == 3 and found.shape[1 - batch_first] == 1:
                 found = found.squeeze(1 - batch_first)
             if found.ndim != 2:
@@ -259,7 +259,7 @@ def _enter_list(module: Any, name: str, x: Any, batch_first: bool) -> tuple[Arra
     return joined, Steps(batch_first, False, True, lengths)
 
 
-def _numbers(module: Any, name: str, x: Any, empty: bool = False) -> Array:
+def numbers(module: Any, name: str, x: Any, empty: bool = False) -> Array:
     """Read real numbers as a module computes with them: its dtype, that of x if it has none."""
     dtype = module.dtype
     if not module._typed:
@@ -290,7 +290,7 @@ def call(
     y = passed.y
     if not module._leaves_zeros:
         y = passed.steps.cleared(y)
-    if isinstance(x, np.ndarray) and np.may_share_memory(x, y):
+    if np.may_share_memory(entered, y):  # what came may be the caller's
         y = y.copy()
     tape = None
     if run.taped:
@@ -320,7 +320,7 @@ def back(module: Any, tape: Any, dy: Any, dstate: Any, run: Run) -> tuple[Any, A
     if dx is None:
         return None, dfirst
     dx = tape.before.cleared(dx)
-    if isinstance(dy, np.ndarray) and np.may_share_memory(dx, dy):
+    if np.may_share_memory(dx, given):
         dx = dx.copy()
     return parts_of(dx, tape.before) if tape.before.ragged else dx, dfirst
 

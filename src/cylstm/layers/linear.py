@@ -201,13 +201,7 @@ class Linear(Stored):
         y = sums
         if taped and self._f is not None:
             y = np.empty_like(sums)  # the tape keeps what f is applied to
-        weight = self._owner._snapshot()
-        bias, start = weight, self.out_features * self.in_features
-        if self.tied_to is not None:
-            bias, start = self._snapshot(), 0
-        sequence.linear(
-            self._table, rows, weight, bias if self.bias else None, start, sums, y, self._f, team
-        )
+        weight = self._product(rows, sums, y, team)
         if not taped:
             return layout.outward(y), None
         shape = self.out_features, self.in_features
@@ -221,6 +215,23 @@ class Linear(Stored):
     def _features(self, width: int | None) -> int:
         """Say how many features the output has."""
         return self.out_features
+
+    def _rows(self, rows: Array, num_threads: int | None) -> Array:
+        """Compute the output of rows as the kernels read them."""
+        y = np.empty((len(rows), self.out_features), self.dtype)
+        self._product(rows, y, y, runtime.number(num_threads))
+        return y
+
+    def _product(self, rows: Array, sums: Array, y: Array, team: int) -> sequence.Snapshot:
+        """Fill `sums` with x W' + b and `y` with f of that; return the weights as they were."""
+        weight = self._owner._snapshot()
+        bias, start = weight, self.out_features * self.in_features
+        if self.tied_to is not None:
+            bias, start = self._snapshot(), 0
+        sequence.linear(
+            self._table, rows, weight, bias if self.bias else None, start, sums, y, self._f, team
+        )
+        return weight
 
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         y, tape = self._run(x, run.threads, run.taped)

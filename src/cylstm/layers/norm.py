@@ -148,6 +148,8 @@ class BatchNorm(Stateless):
         A number is out of range or `dtype` something else.
     """
 
+    #: What calls multiply by and add, until something changes.
+    _factors: tuple[Array, Array] | None = None
     _BUFFERS = frozenset({"running_mean", "running_var"})
 
     def __init__(
@@ -191,6 +193,13 @@ class BatchNorm(Stateless):
     def _batch_first(self) -> bool | None:  # type: ignore[override]
         return self.batch_first
 
+    def _changed(self) -> None:
+        self._factors = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is made of the statistics."""
+        return {k: v for k, v in super().__getstate__().items() if k != "_factors"}
+
     def scale_and_shift(self) -> tuple[Array, Array]:
         """Return what a call multiplies features by and then adds.
 
@@ -206,7 +215,12 @@ class BatchNorm(Stateless):
 
     def _pass(self, x: Array, state: Any, steps: Steps, run: Run) -> Passed:
         if not run.taped:
-            scale, shift = (v.astype(self.dtype) for v in self.scale_and_shift())
+            if (factors := self._factors) is None:
+                with self._lock:
+                    scale, shift = self.scale_and_shift()
+                    factors = scale.astype(self.dtype), shift.astype(self.dtype)
+                    self._factors = factors
+            scale, shift = factors
             return Passed(x * scale + shift, steps)
         where = steps.read(x.shape[:-1])
         rows = x.reshape(-1, self.num_features)

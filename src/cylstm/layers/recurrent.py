@@ -253,34 +253,17 @@ class Recurrent(Structure):
         return StreamPool(self, capacity, latency=latency, clock=clock)
 
     def _run(
-        self,
-        x: Any,
-        state: State,
-        lengths: Any,
-        mask: Any = None,
-        reset: Any = None,
-        return_: str | int = "all",
-        out: Array | None = None,
-        num_threads: int | None = None,
-        taped: bool = False,
-        checkpoint: int | str | None = None,
-        rng: np.random.Generator | None = None,
-        record: bool = False,
-        state_out: State = None,
+        self, x: Any, state: State, lengths: Any, mask: Any = None, reset: Any = None,
+        return_: str | int = "all", out: Array | None = None, num_threads: int | None = None,
+        taped: bool = False, checkpoint: int | str | None = None,
+        rng: np.random.Generator | None = None, record: bool = False, state_out: State = None,
         attention: Any = None,
-    ) -> tuple[Any, State, Any]:
+    ) -> tuple[Any, State, Any]:  # fmt: skip
         n_threads = runtime.number(num_threads)
         batch = Batch(
-            x,
-            self.input_size,
-            self.dtype,
-            self.batch_first,
-            lengths,
-            mask,
-            return_,
-            reset,
+            x, self.input_size, self.dtype, self.batch_first, lengths, mask, return_, reset,
             attention,
-        )
+        )  # fmt: skip
         if rng is not None and self.variational and batch.ragged:
             raise ValueError("x: expected an array with variational=True, got a list")
         # Most calls need none of what `outputs` does, and some of them take microseconds.

@@ -7,14 +7,14 @@ from itertools import pairwise
 from typing import Any
 
 from cylstm.layers import flow
-from cylstm.layers.container import Container
-from cylstm.layers.flow import Flowing, Passed, Run, Steps
+from cylstm.layers.flow import Passed, Run, Steps
+from cylstm.layers.network import Network
 from cylstm.layers.pool import Pool
 from cylstm.layers.recurrent import Recurrent
 from cylstm.module import Array, Module
 
 
-class Sequential(Container):
+class Sequential(Network):
     """Modules in a row, each reading the output of the one before.
 
     Parameters are those of the modules, under names such as "0.weight_ih_l0" and
@@ -44,13 +44,19 @@ class Sequential(Container):
     -----
     A row of sequences has the same bits alone and in any company, padded or in a list, for any
     number of threads. Each module keeps its parameters and gradients in a vector of its own;
-    `flat_params` and `flat_grads` of the network are copies of them, end to end.
+    `flat_params` and `flat_grads` of the network are copies of them, end to end. A call during
+    which another thread assigns new parameters uses, of each module, either the old or the new.
     """
 
     def __init__(self, *modules: Module | Mapping[str, Module]) -> None:
         self._adopt(self._by_name(modules), "modules")
         #: Recurrent layers that are asked for what the module after them would make of all outputs.
         self._pooled = self._pools()
+        children = list(self._children.values())
+        if children:
+            self._reads_ids, self._width = children[0]._reads_ids, children[0]._width
+            self._skips_unread = children[0]._skips_unread
+            self._leaves_zeros = children[-1]._leaves_zeros
         self._features(None)
 
     # As a collection
@@ -96,34 +102,12 @@ class Sequential(Container):
             before = name, child
         return found
 
-    def _first(self) -> Flowing | None:
-        return next(iter(self._children.values()), None)
-
-    @property
-    def _reads_ids(self) -> bool:  # type: ignore[override]
-        first = self._first()
-        return first is not None and first._reads_ids
-
-    @property
-    def _width(self) -> int | None:  # type: ignore[override]
-        first = self._first()
-        return None if first is None else first._width
-
-    @property
-    def _skips_unread(self) -> bool:  # type: ignore[override]
-        first = self._first()
-        return first is not None and first._skips_unread
-
-    @property
-    def _leaves_zeros(self) -> bool:  # type: ignore[override]
-        return len(self) > 0 and list(self._children.values())[-1]._leaves_zeros
-
     def _ids(self, name: str, value: Any) -> Any:
-        first: Any = self._first()
+        first: Any = self[0]
         return first._ids(name, value)
 
     def _check_ids(self, name: str, ids: Any) -> None:
-        first: Any = self._first()
+        first: Any = self[0]
         first._check_ids(name, ids)
 
     def _features(self, width: int | None) -> int | None:

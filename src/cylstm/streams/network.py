@@ -11,10 +11,13 @@ from cylstm import checks, runtime
 from cylstm.layers import flow
 from cylstm.layers.flow import Passed, Run, Steps
 from cylstm.module import Array
-from cylstm.streams import snapshots
+from cylstm.streams import snapshots, steppers
+from cylstm.streams.snapshots import each
 
 if TYPE_CHECKING:
-    from cylstm.layers.container import Container
+    from cylstm.layers.network import Network
+
+_BUSY = "stream: expected one call at a time, got one from another thread"
 
 
 class NetworkStream:
@@ -47,7 +50,7 @@ class NetworkStream:
     """
 
     def __init__(
-        self, network: Container, batch_size: int = 1, *, num_threads: int | None = None
+        self, network: Network, batch_size: int = 1, *, num_threads: int | None = None
     ) -> None:
         network._refuse_stream("")
         self._network: Any = network
@@ -55,13 +58,19 @@ class NetworkStream:
         runtime.number(num_threads)
         self._threads = num_threads
         self._lock = allocate_lock()
-        self._state: Any = None
+        self._ids = network._reads_ids
+        #: Dtype and shape of frames that need no more checks.
+        self._dtype = network.dtype if network._typed and not self._ids else None
+        self._frame = (self._batch_size, network._width)
+        self._features = network._features(network._width)
+        self._stepper = steppers.of(network, self._batch_size, num_threads)
+        self._step = self._stepper.step
         self.reset()
 
     @property
-    def network(self) -> Container:
+    def network(self) -> Network:
         """The network that is fed."""
-        found: Container = self._network
+        found: Network = self._network
         return found
 
     @property
@@ -103,19 +112,36 @@ class NetworkStream:
         RuntimeError
             Another thread is at this stream.
         """
-        net, rows = self._network, self.batch_size
-        found, _ = flow.enter(_AnyLead(net), "x", x, None, None)
-        axes = found.ndim - (not net._reads_ids)
-        if axes not in (0, 1) or (found.shape[0] if axes else 1) != rows:
-            last = () if net._reads_ids else (found.shape[-1],)
-            expected = _text((rows, *last)) + (f" or {_text(last)}" if rows == 1 else "")
-            raise ValueError(f"x: expected shape {expected}, got {found.shape}")
+        found, axes = self._frames(x)
         into = None if out is None else self._checked_out(out, found.shape[:axes], found)
         given = found if axes else found[None]
-        steps = Steps(net._time_second)
-        y = self._advance(given[:, None] if net._time_second else given[None], steps)
-        y = y.squeeze(steps.time)
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError(_BUSY)
+        try:
+            y = self._step(given)
+        finally:
+            self._lock.release()
+        if np.may_share_memory(y, given):
+            y = y.copy()
         return _written(into, y if axes else y[0])
+
+    def _frames(self, x: Any) -> tuple[Array, int]:
+        """Check one frame for each row; say whether there is an axis of rows."""
+        net, rows = self._network, self._batch_size
+        if type(x) is np.ndarray and x.dtype is self._dtype and x.flags.c_contiguous:
+            if x.shape == self._frame:
+                return x, 1
+            if rows == 1 and x.shape == self._frame[1:]:
+                return x, 0
+        found = net._ids("x", x) if self._ids else flow.numbers(net, "x", x)
+        axes = found.ndim - (not self._ids)
+        if axes not in (0, 1) or (len(found) if axes else 1) != rows:
+            last = () if self._ids else (found.shape[-1],)
+            expected = _text((rows, *last)) + (f" or {_text(last)}" if rows == 1 else "")
+            raise ValueError(f"x: expected shape {expected}, got {found.shape}")
+        if self._ids:
+            net._check_ids("x", found)
+        return np.ascontiguousarray(found).reshape(found.shape), axes
 
     def push(self, chunk: Any, out: Array | None = None) -> Any:
         """Feed any number of steps at once, and go on to the state after them.
@@ -169,17 +195,19 @@ class NetworkStream:
     def _checked_out(self, out: Array, lead: tuple[int, ...], x: Array) -> Array:
         """Check an array for outputs of such a leading shape."""
         net = self._network
-        width = net._features(None if net._reads_ids else x.shape[-1])
+        width = self._features
+        if width is None:
+            width = net._features(x.shape[-1])
         return checks.out(out, (*lead, width), net.dtype if net._typed else x.dtype)
 
     def _advance(self, x: Array, steps: Steps) -> Array:
         """Feed steps of all rows."""
         if not self._lock.acquire(blocking=False):
-            raise RuntimeError("stream: expected one call at a time, got one from another thread")
+            raise RuntimeError(_BUSY)
         try:
             run = Run(False, self._threads)
-            passed: Passed = self._network._pass(x, self._state, steps, run)
-            self._state = passed.state
+            passed: Passed = self._network._pass(x, self._stepper.state, steps, run)
+            self._stepper.load(passed.state)
         finally:
             self._lock.release()
         return passed.y.copy() if np.may_share_memory(passed.y, x) else passed.y
@@ -191,12 +219,12 @@ class NetworkStream:
         Assigning to it sets the state, of one row for all if there is only one; None, also for a
         module alone, is the initial state.
         """
-        return _each(np.array, self._state)
+        return self._stepper.state
 
     @state.setter
     def state(self, state: Any) -> None:
         initial = self._network._initial_state(self.batch_size)
-        self._state = _checked("state", state, initial)
+        self._stepper.load(checked("state", state, initial))
 
     def reset(self, rows: Any = None) -> None:
         """Put rows back to the initial state: zeros, or what `learn_initial_state` has learned.
@@ -213,7 +241,7 @@ class NetworkStream:
         """
         initial = self._network._initial_state(self.batch_size)
         if rows is None:
-            self._state = initial
+            self._stepper.load(initial)
             return
         found = np.atleast_1d(checks.read("rows", rows))
         if found.dtype.kind not in "iu" and not checks.empty_list(rows):
@@ -226,7 +254,7 @@ class NetworkStream:
         def chosen(first: Array, now: Array) -> Array:
             return np.where(which[:, None], first, now)
 
-        self._state = _each(chosen, initial, self._state)
+        self._stepper.load(each(chosen, initial, self._stepper.state))
 
     def snapshot(self) -> bytes:
         """Return the state as bytes, from which `restore` goes on with the same bits.
@@ -237,9 +265,7 @@ class NetworkStream:
         -------
         bytes
         """
-        parts = [a.swapaxes(0, 1).reshape(self.batch_size, -1) for a in _arrays(self._state)]
-        rows = np.concatenate([np.empty((self.batch_size, 0), self._network.dtype), *parts], axis=1)
-        return snapshots.pack(self._network, rows)
+        return snapshots.pack_state(self._network, self._stepper.state, self._batch_size)
 
     def restore(self, snapshot: bytes) -> None:
         """Set the state to that of a snapshot.
@@ -259,27 +285,9 @@ class NetworkStream:
             It is not bytes.
         """
         initial = self._network._initial_state(self.batch_size)
-        widths = [a.shape[0] * a.shape[2] for a in _arrays(initial)]
-        rows = snapshots.unpack(self._network, snapshot, self.batch_size, sum(widths))
-        parts = iter(np.split(rows, np.cumsum(widths)[:-1], axis=1)) if widths else iter(())
-
-        def filled(first: Array) -> Array:
-            by_row = next(parts).reshape(self.batch_size, first.shape[0], first.shape[2])
-            return np.ascontiguousarray(by_row.swapaxes(0, 1))
-
-        self._state = _each(filled, initial)
-
-
-class _AnyLead:
-    """A network as `flow.enter` sees it, of whose input one step has no axis of time."""
-
-    _looks_along_time = False
-
-    def __init__(self, network: Any) -> None:
-        self._of = network
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._of, name)
+        self._stepper.load(
+            snapshots.unpack_state(self._network, snapshot, initial, self._batch_size)
+        )
 
 
 def _written(out: Array | None, y: Array) -> Array:
@@ -289,18 +297,7 @@ def _written(out: Array | None, y: Array) -> Array:
     return out
 
 
-def _each(make: Any, *trees: Any) -> Any:
-    """Nested tuples of what is made of the arrays at each place."""
-    if isinstance(trees[0], tuple):
-        return tuple(_each(make, *parts) for parts in zip(*trees, strict=True))
-    return make(*trees)
-
-
-def _arrays(tree: Any) -> list[Array]:
-    return [a for part in tree for a in _arrays(part)] if isinstance(tree, tuple) else [tree]
-
-
-def _checked(name: str, state: Any, initial: Any) -> Any:
+def checked(name: str, state: Any, initial: Any) -> Any:
     """Check a state against the initial one, which stands for what is None."""
     if state is None:
         return initial
@@ -309,7 +306,7 @@ def _checked(name: str, state: Any, initial: Any) -> Any:
             got = len(state) if isinstance(state, (tuple, list)) else type(state).__name__
             raise TypeError(f"{name}: expected a tuple of {len(initial)}, got {got}")
         return tuple(
-            _checked(f"{name}[{i}]", part, first)
+            checked(f"{name}[{i}]", part, first)
             for i, (part, first) in enumerate(zip(state, initial, strict=True))
         )
     found = checks.array(name, state, initial.dtype)

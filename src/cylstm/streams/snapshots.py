@@ -105,3 +105,37 @@ def unpack(layer: Module, snapshot: Any, count: int, width: int) -> Array:
         raise ValueError(f"snapshot: expected {count} rows, got {rows}")
     found = np.frombuffer(body, f"<f{size}", offset=HEAD.size).reshape(rows, columns)
     return found.astype(layer.dtype)
+
+
+# States of networks
+
+
+def each(make: Any, *trees: Any) -> Any:
+    """Nested tuples of what is made of the arrays at each place."""
+    if isinstance(trees[0], tuple):
+        return tuple(each(make, *parts) for parts in zip(*trees, strict=True))
+    return make(*trees)
+
+
+def arrays(tree: Any) -> list[Array]:
+    """Arrays in nested tuples, in order."""
+    return [a for part in tree for a in arrays(part)] if isinstance(tree, tuple) else [tree]
+
+
+def pack_state(network: Module, state: Any, rows: int) -> bytes:
+    """Bytes of nested tuples of arrays (., rows, .)."""
+    parts = [a.swapaxes(0, 1).reshape(rows, -1) for a in arrays(state)]
+    return pack(network, np.concatenate([np.empty((rows, 0), network.dtype), *parts], axis=1))
+
+
+def unpack_state(network: Module, snapshot: Any, like: Any, count: int) -> Any:
+    """Nested tuples of arrays shaped as those of `like`, of so many rows, from bytes."""
+    widths = [a.shape[0] * a.shape[2] for a in arrays(like)]
+    rows = unpack(network, snapshot, count, sum(widths))
+    parts = iter(np.split(rows, np.cumsum(widths)[:-1], axis=1) if widths else ())
+
+    def filled(first: Array) -> Array:
+        by_row = next(parts).reshape(count, first.shape[0], first.shape[2])
+        return np.ascontiguousarray(by_row.swapaxes(0, 1))
+
+    return each(filled, like)

@@ -62,7 +62,7 @@ cdef inline void lstm_output(const Sequence *s, real *z, Py_ssize_t step, Py_ssi
     h = o * (vtanh(shown) if plain else activate(&s.w.act[4], shown))
     if s.tape != NULL:
         vstore(z + slot * LANES, o)
-    if not plain and s.w.w_2 != NULL:
+    if not plain and s.w.w_2.data != NULL:
         vstore(second(s, row, block), h)
     else:
         show(s, step, row, block, h, plain)
@@ -153,7 +153,7 @@ cdef inline vec lstm_seen(const Sequence *s, const real *z, Py_ssize_t step, Py_
                           Py_ssize_t block, Py_ssize_t entry, vec shown,
                           bint plain) noexcept nogil:
     """The gradient of o tanh(c), which is h, or is projected to h."""
-    if plain or s.w.w_2 == NULL:
+    if plain or s.w.w_2.data == NULL:
         return seen(s, step, row, block, plain)
     vstore(copied(s, s.second_copy, entry, block),
            vload(z + (2 if coupled(s, plain) else 3) * LANES) * activate(&s.w.act[4], shown))

@@ -139,10 +139,11 @@ typedef struct {
 
 #define PRODUCT_FUNCTION(R, G, U) \
     static __attribute__((noinline)) void product_##R##_##U(const Product *p) { \
-        const Tile t = {.depth = p->depth, .a = p->x, .a_step = p->x_step, .w = p->w, \
-                        .w_step = U * LANES, .w_block = LANES, .out = p->out, .out_block = LANES, \
+        const Tile t = {.depth = p->depth, .a = p->x, .a_step = p->x_step, \
+                        .w = (const char *)p->w, .w_step = U * sizeof(vec), \
+                        .w_block = sizeof(vec), .out = p->out, .out_block = LANES, \
                         .init = p->init, .init_block = LANES, .out_far = 1}; \
-        tile(R, 1, U, &t); \
+        tile(R, 1, U, &t, REALS); \
     }
 #define PRODUCTS(X) \
     UP_TO_BY_4(X, 1, 4) UP_TO_BY_4(X, 1, 3) UP_TO_BY_4(X, 1, 2) UP_TO_BY_4(X, 1, 1)

@@ -112,15 +112,14 @@ cdef void norm_inputs(const Sequence *s, const Part *p) noexcept nogil:
 cdef void norm_step(const Sequence *s, const Part *p, Py_ssize_t step,
                     Py_ssize_t n) noexcept nogil:
     """U h, the norms and the cell, for rows whose h and slots are in p.a and p.out."""
-    cdef Py_ssize_t size = s.w.outputs * s.w.gates * LANES, i
+    cdef Py_ssize_t i
     cdef Py_ssize_t slot = s.w.normed + s.w.gates if s.w.norm == OF_PRODUCTS else 0
     cdef const real *init = zeros if s.w.norm == OF_PRODUCTS else NULL
     cdef Blocks at = Blocks(s, p, step, 0, 0, 0, s.w.blocks)
     cdef real *z
     if n > 0:
         product(<const real **>p.a, 1, <real **>p.out, slot * LANES, s.w.slots * LANES, n,
-                s.w.outputs, <real *>s.w.w_hh, size, s.w.gates, s.w.blocks,
-                init, 0)
+                &s.w.w_hh, 0, s.w.blocks, init, 0)
     for i in range(n):
         z = <real *>p.out[i]
         if s.w.norm == OF_PRODUCTS:

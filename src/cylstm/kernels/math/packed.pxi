@@ -49,20 +49,17 @@ cdef class Packed:
                 raise ValueError(f"heads: expected 1, or blocks of whole vectors, got {w.heads}")
             w.depth = w.outputs // w.heads
         self.look_at(&ih, w_ih, times(w.gates, w.hidden), w.inputs, "w_ih")
-        w.w_ih = self.room(w.blocks * w.gates, w.inputs)
-        level.pack(ih.data, w.hidden, w.inputs, w.gates, w.turn, w.w_ih)
+        self.make(&w.w_ih, w.blocks, w.inputs, w.gates)
+        level.pack(ih.data, w.hidden, w.turn, &w.w_ih, 0)
         look(&b, bias, level.itemsize, 1, 1, times(w.summed, w.hidden), "bias")
-        w.bias = self.room(w.blocks * w.summed, 1)
-        level.pack(b.data, w.hidden, 1, w.summed, 0, w.bias)
+        w.bias = self.pack_units(b.data, w.summed)
         if backward:
-            w.w_ih_t = self.room(w.in_blocks * lanes, w.blocks * w.gates)
-            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, w.turn,
-                                  w.w_ih_t)
+            self.make(&w.w_ih_t, w.in_blocks, times(w.blocks * w.gates, lanes), 1)
+            level.pack_transposed(ih.data, w.hidden, w.inputs, w.gates, w.turn, &w.w_ih_t)
         self.pack_recurrent(w_hh, w_hr)
         if w.singles:
             look(&ones, single, level.itemsize, 1, 1, times(w.singles, w.hidden), "single")
-            w.single = self.room(w.blocks * w.singles, 1)
-            level.pack(ones.data, w.hidden, 1, w.singles, 0, w.single)
+            w.single = self.pack_units(ones.data, w.singles)
 
     cdef int describe(self, cell) except -1:
         """Set everything in `w` but sizes and weights."""
@@ -121,33 +118,39 @@ cdef class Packed:
         """Pack U, once for each product that forward makes with it, and a step's second product."""
         cdef Weights *w = &self.w
         cdef Level *level = self.level
-        cdef Py_ssize_t lanes = level.lanes, k, size
+        cdef Py_ssize_t lanes = level.lanes, k, size, gates
         cdef View hh, hr
         hr.data = NULL
         if w.h_products == 0:
             return 0
         self.look_at(&hh, w_hh, times(w.gates, w.hidden), w.depth, "w_hh")
         size = w.hidden * w.depth * level.itemsize
-        w.w_hh = self.room(w.blocks * w.h_products * w.h_gates, w.depth)
+        self.make(&w.w_hh, w.h_products * w.blocks, w.depth, w.h_gates)
         for k in range(w.h_products):
-            level.pack(<char *>hh.data + k * size, w.hidden, w.depth, w.h_gates, 0,
-                       <char *>w.w_hh + k * w.blocks * w.depth * lanes * level.itemsize)
+            level.pack(<char *>hh.data + k * size, w.hidden, 0, &w.w_hh, k * w.blocks)
         if w.h_products > 1:
             hr.data = <char *>hh.data + w.h_products * size
         elif w_hr is not None:
             self.look_at(&hr, w_hr, w.outputs, w.hidden, "w_hr")
         if hr.data != NULL:
-            w.w_2 = self.room(w.out_blocks, w.hidden)
-            level.pack(hr.data, w.outputs, w.hidden, 1, 0, w.w_2)
+            self.make(&w.w_2, w.out_blocks, w.hidden, 1)
+            level.pack(hr.data, w.outputs, 0, &w.w_2, 0)
+        gates = w.h_products * w.h_gates
         if self.backward:
-            w.w_hh_t = self.room((w.depth + lanes - 1) // lanes * lanes,
-                                 w.blocks * w.h_products * w.h_gates)
-            level.pack_transposed(hh.data, w.hidden, w.depth, w.h_products * w.h_gates, 0, w.w_hh_t)
+            self.make(&w.w_hh_t, (w.depth + lanes - 1) // lanes, times(w.blocks * gates, lanes), 1)
+            level.pack_transposed(hh.data, w.hidden, w.depth, gates, 0, &w.w_hh_t)
         if self.backward and hr.data != NULL:
-            w.w_2_t = self.room(w.blocks * lanes, w.out_blocks)
-            level.pack_transposed(hr.data, w.outputs, w.hidden, 1, 0, w.w_2_t)
-        w.plain = w.plain and w.w_2 == NULL
+            self.make(&w.w_2_t, w.blocks, times(w.out_blocks, lanes), 1)
+            level.pack_transposed(hr.data, w.outputs, w.hidden, 1, 0, &w.w_2_t)
+        w.plain = w.plain and w.w_2.data == NULL
         return 0
+
+    cdef void *pack_units(self, const void *w, Py_ssize_t gates) except NULL:
+        """Numbers of single units, (blocks, gates, lanes): a matrix of one term."""
+        cdef Matrix packed
+        self.make(&packed, self.w.blocks, 1, gates)
+        self.level.pack(w, self.w.hidden, 0, &packed, 0)
+        return packed.data
 
     cdef int look_at(self, View *view, array, Py_ssize_t rows, Py_ssize_t columns,
                      str name) except -1:
@@ -157,9 +160,14 @@ cdef class Packed:
             raise ValueError(f"{name}: expected a contiguous array")
         return 0
 
-    cdef void *room(self, Py_ssize_t vectors, Py_ssize_t count) except NULL:
-        """Zeroed memory for vectors * count vectors."""
-        return self.arena.room(times(vectors, count), self.level.lanes * self.level.itemsize, True)
+    cdef int make(self, Matrix *matrix, Py_ssize_t blocks, Py_ssize_t depth,
+                  Py_ssize_t gates) except -1:
+        """A matrix of zeros."""
+        cdef Py_ssize_t vector = self.level.lanes * self.level.itemsize
+        matrix.depth, matrix.gates, matrix.step = depth, gates, gates * vector
+        matrix.data = <char *>self.arena.room(times(blocks, times(depth, gates)), vector, True)
+        matrix.stride = depth * matrix.step
+        return 0
 
 
 cdef const CellKernels *cell_of(Level *level, str kind) except NULL:
@@ -188,4 +196,4 @@ cdef inline bint alike(Weights *a, Weights *b) noexcept:
             and a.cell == b.cell and a.gates == b.gates and a.summed == b.summed
             and a.heads == b.heads and a.norm == b.norm and a.singles == b.singles
             and a.h_products == b.h_products
-            and (a.w_2 == NULL) == (b.w_2 == NULL))
+            and (a.w_2.data == NULL) == (b.w_2.data == NULL))

@@ -8,13 +8,14 @@ cdef inline Py_ssize_t natural_row(Py_ssize_t hidden, Py_ssize_t gates, Py_ssize
     return (slot + turn) % gates * hidden + unit
 
 
-cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-               Py_ssize_t turn, void *packed) noexcept nogil:
-    """packed (blocks, depth, G, lanes) from w, which it fills except for padding.
+cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t turn, const Matrix *packed,
+               Py_ssize_t first) noexcept nogil:
+    """Blocks of a packed matrix from `first` on from w, but for padding.
 
     In squares of a vector's size, so that each cache line is met once.
     """
-    cdef Py_ssize_t block, slot, square, unit, k, stride = gates * LANES
+    cdef Py_ssize_t block, slot, square, unit, k, depth = packed.depth, gates = packed.gates
+    cdef Py_ssize_t stride = gates * LANES
     cdef const real *row
     cdef real *into
     for block in range((hidden + LANES - 1) // LANES):
@@ -22,7 +23,8 @@ cdef void pack(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t ga
             for square in range((depth + LANES - 1) // LANES):
                 for unit in range(block * LANES, min(hidden, (block + 1) * LANES)):
                     row = <real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-                    into = <real *>packed + (block * depth * gates + slot) * LANES + unit % LANES
+                    into = (<real *>(packed.data + (first + block) * packed.stride) + slot * LANES
+                            + unit % LANES)
                     for k in range(square * LANES, min(depth, (square + 1) * LANES)):
                         into[k * stride] = row[k]
 
@@ -52,17 +54,16 @@ cdef void add_rows(const void *rows, Py_ssize_t count, Py_ssize_t size,
 
 
 cdef void pack_transposed(const void *w, Py_ssize_t hidden, Py_ssize_t depth, Py_ssize_t gates,
-                          Py_ssize_t turn, void *packed) noexcept nogil:
-    """packed (depth blocks, blocks * G * lanes, lanes) from w, except for padding."""
-    cdef Py_ssize_t size = (hidden + LANES - 1) // LANES * gates * LANES * LANES
+                          Py_ssize_t turn, const Matrix *packed) noexcept nogil:
+    """A packed matrix of w transposed: of `depth` outputs, whose terms are all gates' units."""
     cdef Py_ssize_t unit, slot, square
     cdef const real *row
     cdef real *into
     for unit in range(hidden):
         for slot in range(gates):
             row = <const real *>w + natural_row(hidden, gates, turn, unit, slot) * depth
-            into = (<real *>packed
+            into = (<real *>packed.data
                     + ((unit // LANES * gates + slot) * LANES + unit % LANES) * LANES)
             for square in range((depth + LANES - 1) // LANES):
-                memcpy(into + square * size, row + square * LANES,
+                memcpy(<char *>into + square * packed.stride, row + square * LANES,
                        min(LANES, depth - square * LANES) * sizeof(real))

@@ -12,25 +12,22 @@ cdef extern from *:
 
 
 cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_start,
-                  Py_ssize_t out_block, Py_ssize_t rows, Py_ssize_t depth, const real *w,
-                  Py_ssize_t w_block, Py_ssize_t gates, Py_ssize_t blocks,
-                  const real *init=NULL, Py_ssize_t init_block=0,
-                  Py_ssize_t w_step=0) noexcept nogil:
-    """out[row, block] = init[block] + sum_k a[row, k] w[block, k], (gates, lanes) outputs each.
+                  Py_ssize_t out_block, Py_ssize_t rows, const Matrix *w, Py_ssize_t first,
+                  Py_ssize_t blocks, const real *init, Py_ssize_t init_block,
+                  bint out_far=False) noexcept nogil:
+    """out[row, block] = init[block] + sum_k a[row, k] w[first + block, k], (gates, lanes) each.
 
-    Without `init` it adds to what is in `out`. From k to k + 1 are `w_step` elements of w, if it is
-    not packed.
+    Without `init` it adds to what is in `out`.
     """
     cdef Py_ssize_t block = 0, at_once, tiles, row, count, i
     cdef Tile t
-    t.depth, t.a_step, t.w_step, t.w_block = depth, a_step, w_step or gates * LANES, w_block
-    t.out_block, t.init, t.init_block = out_block, NULL, init_block
-    t.out_far = w_step != 0 and init == NULL  # sums of weight gradients are large
+    t.depth, t.a_step, t.w_step, t.w_block = w.depth, a_step, w.step, w.stride
+    t.out_block, t.init, t.init_block, t.out_far = out_block, NULL, init_block, out_far
     while block < blocks:
-        at_once = tile_blocks(rows, gates, blocks - block, depth)
-        tiles = tile_rows(gates, at_once)
+        at_once = tile_blocks(rows, w.gates, blocks - block, w.depth)
+        tiles = tile_rows(w.gates, at_once)
         tiles = (rows + tiles - 1) // tiles
-        t.w = w + block * w_block
+        t.w = w.data + (first + block) * w.stride
         t.out_start = out_start + block * out_block
         if init != NULL:
             t.init = init + block * init_block
@@ -38,7 +35,7 @@ cdef void product(const real **a, Py_ssize_t a_step, real **out, Py_ssize_t out_
         for i in range(tiles, 0, -1):
             count = (rows - row + i - 1) // i
             t.a, t.out = a + row, out + row
-            run_tile(count, gates, at_once, &t)
+            run_tile(count, w.gates, at_once, &t)
             row += count
         block += at_once
 
@@ -76,10 +73,8 @@ cdef void project(const Sequence *s, const Part *p) noexcept nogil:
             n += 1
     if n == 0:
         return
-    product(<const real **>p.a, 1, <real **>p.out, p.block0 * size + start, size, n, s.w.inputs,
-            <real *>s.w.w_ih + p.block0 * s.w.inputs * s.w.gates * LANES,
-            s.w.inputs * s.w.gates * LANES, s.w.gates, p.block1 - p.block0,
-            init if biased else zeros, bias_size if biased else 0)
+    product(<const real **>p.a, 1, <real **>p.out, p.block0 * size + start, size, n, &s.w.w_ih,
+            p.block0, p.block1 - p.block0, init if biased else zeros, bias_size if biased else 0)
     # What only the recurrent product writes to starts from its bias alone.
     for j in range(p.block0, p.block1 if biased and s.w.summed > s.w.gates else p.block0):
         at = s.w.gates * LANES
@@ -93,7 +88,7 @@ cdef void project(const Sequence *s, const Part *p) noexcept nogil:
 cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step,
                                bint plain) noexcept nogil:
     """Add U h to the slots and apply the cell, up to the second product if there is one."""
-    cdef Py_ssize_t gates = s.w.h_gates, size = s.w.depth * gates * LANES
+    cdef Py_ssize_t gates = s.w.h_gates
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, k, done = 0, block, count, head = 0
     cdef Py_ssize_t at_once = max(1, p.block1 - p.block0)
     cdef Blocks at = Blocks(s, p, step, p.row0, p.row0 + n, 0, 0)
@@ -117,9 +112,8 @@ cdef inline void first_product(const Sequence *s, const Part *p, Py_ssize_t step
             head = see_head(s, p, n, step & 1, head, &block, &count)
         for k in range(s.w.h_products):
             product(<const real **>p.a, 1, <real **>p.out,
-                    (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n,
-                    s.w.depth, <real *>s.w.w_hh + (k * s.w.blocks + block) * size, size, gates,
-                    count)
+                    (block * s.w.slots + s.w.h_slot + k) * LANES, s.w.slots * LANES, n, &s.w.w_hh,
+                    k * s.w.blocks + block, count, NULL, 0)
         at.block0, at.block1 = block, block + count
         s.w.cell.forward(&at, plain)
         done += count
@@ -139,7 +133,7 @@ cdef Py_ssize_t see_head(const Sequence *s, const Part *p, Py_ssize_t n, bint ba
 
 cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
     """The projection to h, or the last gate's recurrent part, of r h."""
-    cdef Py_ssize_t n = rows_at(s, p, step), i, j, size = s.w.hidden * LANES
+    cdef Py_ssize_t n = rows_at(s, p, step), i, j
     cdef bint projects = s.w.projects
     cdef Py_ssize_t out_block = LANES if projects else s.w.slots * LANES
     cdef const real *init = zeros if projects else NULL
@@ -149,9 +143,8 @@ cdef void second_product(const Sequence *s, const Part *p, Py_ssize_t step) noex
         p.out[i] = state(s, step + 1, p.row0 + i, 0) if projects \
             else gates_at(s, p, step, p.row0 + i)
     if n > 0:
-        product(<const real **>p.a, 1, <real **>p.out, p.out0 * out_block, out_block, n,
-                s.w.hidden, <real *>s.w.w_2 + p.out0 * size, size, 1, p.out1 - p.out0,
-                init, 0)
+        product(<const real **>p.a, 1, <real **>p.out, p.out0 * out_block, out_block, n, &s.w.w_2,
+                p.out0, p.out1 - p.out0, init, 0)
     if not projects:
         s.w.cell.finish(&at, False)
         return
@@ -225,9 +218,8 @@ cdef void second_input_backward(const Sequence *s, const Part *p,
         p.a[i] = <real *>s.d_2 + entry_of(s, p, step, p.row0 + i) * depth
         p.out[i] = d_second(s, p.row0 + i, 0)
     if n > 0:
-        product(<const real **>p.a, 1, <real **>p.out, p.block0 * LANES, LANES, n, depth,
-                <real *>s.w.w_2_t + p.block0 * depth * LANES, depth * LANES, 1,
-                p.block1 - p.block0, zeros, 0)
+        product(<const real **>p.a, 1, <real **>p.out, p.block0 * LANES, LANES, n, &s.w.w_2_t,
+                p.block0, p.block1 - p.block0, zeros, 0)
 
 
 cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noexcept nogil:
@@ -235,6 +227,7 @@ cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noex
     cdef Py_ssize_t depth = s.w.blocks * s.d_h_gates * LANES // s.w.heads
     cdef Py_ssize_t out_blocks = s.w.out_blocks // s.w.heads, size = depth * s.w.heads
     cdef Py_ssize_t n = rows_at(s, p, step), i, j, head, out0, out1
+    cdef Matrix of_head = s.w.w_hh_t
     cdef const real *init = NULL
     cdef real *carry
     if n == 0 or s.w.h_products == 0:
@@ -248,9 +241,9 @@ cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noex
         out0, out1 = max(p.out0, head * out_blocks), min(p.out1, (head + 1) * out_blocks)
         for i in range(n):
             p.a[i] = <real *>s.d_h + entry_of(s, p, step, p.row0 + i) * size + head * depth
-        product(<const real **>p.a, 1, <real **>p.out, out0 * LANES, LANES, n, depth,
-                <real *>s.w.w_hh_t + ((out0 - head * out_blocks) * size + head * depth) * LANES,
-                size * LANES, 1, out1 - out0, init, 0)
+        of_head.data, of_head.depth = s.w.w_hh_t.data + head * depth * of_head.step, depth
+        product(<const real **>p.a, 1, <real **>p.out, out0 * LANES, LANES, n, &of_head,
+                out0 - head * out_blocks, out1 - out0, init, 0)
     for i in range(n if s.h_mask != NULL else 0):
         for j in range(p.out0, p.out1):
             carry = carried_h(s, p.row0 + i, j)
@@ -261,7 +254,7 @@ cdef void state_backward(const Sequence *s, const Part *p, Py_ssize_t step) noex
 cdef void backward_step(const Sequence *s, const Part *p, Py_ssize_t step,
                         Py_ssize_t phase) noexcept nogil:
     """One step of backward, to the state before `step`; the team meets between phases."""
-    if s.w.w_2 != NULL:
+    if s.w.w_2.data != NULL:
         if phase == 0:
             second_output_backward(s, p, step)
             return
@@ -301,6 +294,8 @@ cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t
     Of rows it reads `depth` elements from block `first` on.
     """
     cdef Py_ssize_t blocks = (depth + LANES - 1) // LANES, slot, unit, n = 0, block = 0, count
+    cdef Matrix w = Matrix(NULL, entries, 1, SLAB * sizeof(vec), sizeof(vec))
+    cdef const real *init = first_sums(s, p)
     for slot in range(gates):
         for unit in range(min(units, LANES)):
             p.a[n] = <real *>p.panel + slot * LANES + unit
@@ -308,9 +303,9 @@ cdef void outer(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t
             n += 1
     while block < blocks:
         count = min(SLAB - (first + block) % SLAB, blocks - block)
-        product(<const real **>p.a, gates * LANES, <real **>p.out, block * LANES, LANES, n, entries,
-                copied(s, rows, 0, first + block), LANES, 1, count, first_sums(s, p), 0,
-                SLAB * LANES)
+        w.data = <char *>copied(s, rows, 0, first + block)
+        product(<const real **>p.a, gates * LANES, <real **>p.out, block * LANES, LANES, n, &w, 0,
+                count, init, 0, init == NULL)  # the sums are large
         block += count
 
 
@@ -322,9 +317,9 @@ cdef inline const real *first_sums(const Sequence *s, const Part *p) noexcept no
 cdef void bias_gradient(const Sequence *s, const Part *p, Py_ssize_t entries, Py_ssize_t gates,
                         real *db) noexcept nogil:
     """db += sum over entries of the panel: a bias is a weight whose input is always 1."""
+    cdef Matrix w = Matrix(<char *>p.panel, entries, gates, gates * sizeof(vec), 0)
     p.a[0], p.out[0] = <real *>&one, db
-    product(<const real **>p.a, 0, <real **>p.out, 0, 0, 1, entries, <real *>p.panel, 0, gates, 1,
-            first_sums(s, p), 0)
+    product(<const real **>p.a, 0, <real **>p.out, 0, 0, 1, &w, 0, 1, first_sums(s, p), 0)
 
 
 cdef void fill_panel(const Part *p, const real *d, Py_ssize_t stride, Py_ssize_t vectors,
@@ -369,7 +364,7 @@ cdef void recurrent_weight_gradient(const Sequence *s, const Part *p, Py_ssize_t
             bias_gradient(s, p, entries, gates, <real *>s.db_hh + unit * gates)
         outer(s, p, entries, gates, s.w.hidden - unit, s.h_copy, first, s.w.depth,
               <real *>s.dw_hh + (k * s.w.hidden + unit) * width, 0, s.w.hidden)
-    if s.w.w_2 != NULL and block < s.w.out_blocks:
+    if s.w.w_2.data != NULL and block < s.w.out_blocks:
         fill_panel(p, <real *>s.d_2 + unit, s.w.out_blocks, 1, entries)
         outer(s, p, entries, 1, s.w.outputs - unit, s.second_copy, 0, s.w.hidden,
               <real *>s.dw_2 + unit * s.w.blocks * LANES, 0, 0)
@@ -397,8 +392,8 @@ cdef void input_gradient(const Sequence *s, const Part *p, Py_ssize_t entry0,
         p.a[n] = <real *>s.d_x + entry * depth
         p.out[n] = <real *>s.dx_copy + entry * width
         n += 1
-    product(<const real **>p.a, 1, <real **>p.out, 0, LANES, n, depth, <real *>s.w.w_ih_t,
-            depth * LANES, 1, s.w.in_blocks, zeros, 0)
+    product(<const real **>p.a, 1, <real **>p.out, 0, LANES, n, &s.w.w_ih_t, 0, s.w.in_blocks,
+            zeros, 0)
     for entry in range(entry0, entry1):
         while s.first[step + 1] - p.origin <= entry:
             step += 1

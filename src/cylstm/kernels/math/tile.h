@@ -18,9 +18,9 @@ typedef struct {
     ptrdiff_t depth;        /* number of k */
     const real **a;         /* R row pointers, to k = 0 */
     ptrdiff_t a_step;       /* elements from k to k + 1 in a row */
-    const real *w;          /* (U, depth, G, LANES) */
-    ptrdiff_t w_step;       /* elements from k to k + 1 */
-    ptrdiff_t w_block;      /* elements from u to u + 1 */
+    const char *w;          /* (U, depth, G) vectors of weights, of whatever format */
+    ptrdiff_t w_step;       /* bytes from k to k + 1 */
+    ptrdiff_t w_block;      /* bytes from u to u + 1 */
     real **out;             /* R row pointers */
     ptrdiff_t out_start;    /* elements from a row pointer to its (U, G, LANES) */
     ptrdiff_t out_block;    /* elements from u to u + 1 */
@@ -29,10 +29,17 @@ typedef struct {
     int out_far;            /* whether out is likely not in cache, and fetched in advance */
 } Tile;
 
-INLINE void tile(const int R, const int G, const int U, const Tile *t) {
+/* How a vector of weights is stored, in so many bytes, and loaded: another format is another pair of
+ * these, which a tile is specialised by. */
+typedef vec LoadWeights(const char *w);
+INLINE vec load_reals(const char *w) { return vload((const real *)w); }
+#define REALS sizeof(vec), load_reals
+
+INLINE void tile(const int R, const int G, const int U, const Tile *t, const size_t size,
+                 LoadWeights *const load) {
     vec acc[8 * 4];
     const real *a[8];
-    const real *w = t->w;
+    const char *w = t->w;
     const real *init = t->init;
     const ptrdiff_t w_block = t->w_block;
 #pragma GCC unroll 8
@@ -59,7 +66,7 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
                 for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
                     for (int g = 0; g < G; g++) {
-                        const vec wv = vload(w + u * w_block + g * LANES);
+                        const vec wv = load(w + u * w_block + g * size);
 #pragma GCC unroll 8
                         for (int r = 0; r < R; r++)
                             acc[(r * U + u) * G + g] = vfma(x[r], wv, acc[(r * U + u) * G + g]);
@@ -69,7 +76,7 @@ INLINE void tile(const int R, const int G, const int U, const Tile *t) {
 #pragma GCC unroll 8
                 for (int u = 0; u < U; u++)
 #pragma GCC unroll 4
-                    for (int g = 0; g < G; g++) wv[u * G + g] = vload(w + u * w_block + g * LANES);
+                    for (int g = 0; g < G; g++) wv[u * G + g] = load(w + u * w_block + g * size);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const vec x = vset(a[r][ka]);
@@ -117,7 +124,9 @@ enum { ROWS_BY_4 = 3, ROWS_BY_3 = 4 };
 
 /* One function per shape, so that each gets its own registers. */
 #define TILE_FUNCTION(R, G, U) \
-    static __attribute__((noinline)) void tile_##R##_##G##_##U(const Tile *t) { tile(R, G, U, t); }
+    static __attribute__((noinline)) void tile_##R##_##G##_##U(const Tile *t) { \
+        tile(R, G, U, t, REALS); \
+    }
 TILES(TILE_FUNCTION)
 
 #define TILE_CASE(R, G, U) \
