@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cylstm.io.keras.errors import KerasError
+from cylstm.io.keras.error import KerasError
 from cylstm.module import Array
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cylstm.io.keras import activations, recurrent
-from cylstm.io.keras.config import Layer, Options
-from cylstm.io.keras.errors import KerasError, named
-from cylstm.io.keras.files import Tensor, Weights
+from cylstm.io.keras import functions, recurrence
+from cylstm.io.keras.error import KerasError, named
+from cylstm.io.keras.layer_line import Layer, Options
+from cylstm.io.keras.sources import Tensor, Weights
 from cylstm.layers.activation import Activation, LogSoftmax, Softmax
 from cylstm.layers.conv import Conv1d
 from cylstm.layers.dropout import Dropout
@@ -58,10 +58,10 @@ class Builder:
         self.add(layer, module)
 
     def recur(
-        self, layer: Layer, cell: recurrent.Cell, values: dict[str, Any], **arguments: Any
+        self, layer: Layer, cell: recurrence.Cell, values: dict[str, Any], **arguments: Any
     ) -> None:
         """Append a recurrent layer with these parameters."""
-        module = recurrent.layer_of(cell, values, self._dtype(values), **arguments)
+        module = recurrence.layer_of(cell, values, self._dtype(values), **arguments)
         self.add(layer, module, f"_{cell.place.rpartition('/')[2]}" if "/" in cell.place else "")
         one = module.bidirectional and module.merge_mode == "concat"
         self.width = module.hidden_size * (2 if one else 1)
@@ -80,7 +80,7 @@ class Builder:
             raise KerasError(f"{layer}: expected {expected} arrays, got {len(found)}")
         return found
 
-    def activate(self, layer: Layer, chain: activations.Chain) -> None:
+    def activate(self, layer: Layer, chain: functions.Chain) -> None:
         """Append activations."""
         for function in chain:
             made = {"softmax": Softmax, "log_softmax": LogSoftmax}.get(function[0])
@@ -155,7 +155,7 @@ def _masking(net: Builder, layer: Layer) -> None:
 def _dense(net: Builder, layer: Layer, place: str = "") -> None:
     options = Options(layer, net.version)
     units, bias = options.size("units"), options.flag("use_bias", True)
-    chain = activations.chain(options, "activation", None, net.version)
+    chain = functions.chain(options, "activation", None, net.version)
     options.finish()
     kernel, *biases = net.arrays(layer, (place, 1 + bias))
     values = {"weight": kernel.read((net.width, units)).T}
@@ -179,7 +179,7 @@ def _conv1d(net: Builder, layer: Layer) -> None:
         raise options.wrong("padding", "'valid', 'same' or 'causal'", padding)
     if padding == "same" and stride > 1:
         raise options.wrong("strides", "1 with padding='same'", stride)
-    chain = activations.chain(options, "activation", None, net.version)
+    chain = functions.chain(options, "activation", None, net.version)
     options.finish()
     net.in_order(layer)
     if net.mask is not None:
@@ -263,7 +263,7 @@ def _flatten(net: Builder, layer: Layer) -> None:
 
 
 def _activation(net: Builder, layer: Layer, place: str = "") -> None:
-    chain = activations.of_layer(layer, net.version)
+    chain = functions.of_layer(layer, net.version)
     if layer.kind == "Softmax" and net.mask is not None:
         raise KerasError(f"{layer}: expected no mask, which Keras adds to the scores here")
     net.activate(layer, chain)
@@ -297,7 +297,7 @@ def _time_distributed(net: Builder, layer: Layer) -> None:
 
 
 def _recurrent(net: Builder, layer: Layer) -> None:
-    found = recurrent.read(layer, net.version)
+    found = recurrence.read(layer, net.version)
     tensors = iter(net.arrays(layer, *((c.place, _count(net, c)) for c in found.cells)))
     backwards = found.backwards != net.flipped
     net.reads_mask(layer)
@@ -306,20 +306,20 @@ def _recurrent(net: Builder, layer: Layer) -> None:
                          "Keras does not turn it round with the steps")  # fmt: skip
     for cell in found.cells:
         own = [next(tensors) for _ in range(_count(net, cell))]
-        values = recurrent.state(cell, own, net.width, "_l0")
+        values = recurrence.state(cell, own, net.width, "_l0")
         net.recur(layer, cell, values, go_backwards=backwards)
     net.flipped, net.rank = backwards, 3
     _finish(net, layer, found)
 
 
-def _count(net: Builder, cell: recurrent.Cell) -> int:
+def _count(net: Builder, cell: recurrence.Cell) -> int:
     """How many arrays a cell has: three for each gate in Keras 1."""
     if net.version == 1 and cell.kind != "RNN":
         return 12 if cell.kind == "LSTM" else 9
     return cell.arrays
 
 
-def _finish(net: Builder, layer: Layer, found: recurrent.Recurrent) -> None:
+def _finish(net: Builder, layer: Layer, found: recurrence.Recurrent) -> None:
     net.zeros |= found.zeros
     if not found.sequences:
         net.add(layer, Pool("final", batch_first=True), "_final")
@@ -336,9 +336,9 @@ def _bidirectional(net: Builder, layer: Layer) -> None:
     back = inner if other is None else layer.part(other, "backward_layer")
     options.finish()
     for part in (inner, back):
-        if part.kind not in recurrent.KINDS:
-            raise KerasError(f"{part}: expected one of {', '.join(recurrent.KINDS)}")
-    one, two = recurrent.read(inner, net.version), recurrent.read(back, net.version)
+        if part.kind not in recurrence.KINDS:
+            raise KerasError(f"{part}: expected one of {', '.join(recurrence.KINDS)}")
+    one, two = recurrence.read(inner, net.version), recurrence.read(back, net.version)
     if len(one.cells) != 1 or len(two.cells) != 1:
         raise KerasError(f"{inner}: expected one cell in each direction, got a stack, whose inner "
                          "outputs Keras does not merge")  # fmt: skip
@@ -351,8 +351,8 @@ def _bidirectional(net: Builder, layer: Layer) -> None:
     net.reads_mask(layer)
     count = _count(net, cell)
     tensors = net.arrays(layer, ("forward_layer/cell", count), ("backward_layer/cell", count))
-    values = recurrent.state(cell, tensors[:count], net.width, "_l0")
-    values |= recurrent.state(reverse, tensors[count:], net.width, "_l0_reverse")
+    values = recurrence.state(cell, tensors[:count], net.width, "_l0")
+    values |= recurrence.state(reverse, tensors[count:], net.width, "_l0_reverse")
     net.recur(layer, cell, values, merge_mode=mode)
     net.rank = 3
     _finish(net, layer, one._replace(zeros=True))
@@ -364,7 +364,7 @@ _POINTWISE: dict[str, Callable[..., None]] = {
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm,
     "Dropout": _dropout,
-    **dict.fromkeys(activations.LAYERS, _activation),
+    **dict.fromkeys(functions.LAYERS, _activation),
     **dict.fromkeys(
         ("ActivityRegularization", "AlphaDropout", "GaussianDropout", "GaussianNoise", "Identity"),
         _nothing,
@@ -381,7 +381,7 @@ _MAKERS: dict[str, Callable[..., None]] = {
     "TimeDistributed": _time_distributed,
     "Bidirectional": _bidirectional,
     **dict.fromkeys(("GlobalAveragePooling1D", "GlobalMaxPooling1D"), _pool),
-    **dict.fromkeys(recurrent.KINDS, _recurrent),
+    **dict.fromkeys(recurrence.KINDS, _recurrent),
 }
 
 

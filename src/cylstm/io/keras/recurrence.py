@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cylstm.io.keras import activations
-from cylstm.io.keras.config import Layer, Options
-from cylstm.io.keras.files import Tensor
+from cylstm.io.keras import functions
+from cylstm.io.keras.layer_line import Layer, Options
+from cylstm.io.keras.sources import Tensor
 from cylstm.layers.gru import GRU
 from cylstm.layers.lstm import LSTM
 from cylstm.layers.rnn import RNN
@@ -109,12 +109,12 @@ def _cell(layer: Layer, options: Options, version: int | None, place: str) -> Ce
     kind, cudnn = _CELLS[layer.kind], layer.kind.startswith("CuDNN")
     units, arguments = options.size("units"), {}
     bias = options.flag("use_bias", True)
-    candidate = activations.of_gates(options, "activation", "tanh", version)
+    candidate = functions.of_gates(options, "activation", "tanh", version)
     if kind == "RNN":
         arguments["nonlinearity"] = candidate
     else:
         gate = "sigmoid" if cudnn or version == 3 else "hard_sigmoid"
-        gates = activations.of_gates(options, "recurrent_activation", gate, version)
+        gates = functions.of_gates(options, "recurrent_activation", gate, version)
         names = ("input", "forget", "output") if kind == "LSTM" else ("reset", "update")
         arguments["activations"] = dict.fromkeys(names, gates) | {"candidate": candidate}
         if kind == "LSTM":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cylstm.io.keras.config import Layer, Options
-from cylstm.io.keras.errors import KerasError
+from cylstm.io.keras.error import KerasError
+from cylstm.io.keras.layer_line import Layer, Options
 
 #: One after the other: a name and its numbers, as the kernels have them.
 Chain = list[tuple[Any, ...]]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cylstm.io.keras.errors import KerasError
+from cylstm.io.keras.error import KerasError
 
 #: Models, by the names that they have had.
 _MODELS = ("Sequential", "Functional", "Model")

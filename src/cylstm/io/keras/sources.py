@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from cylstm.io.keras import hdf5
-from cylstm.io.keras.config import Layer
-from cylstm.io.keras.errors import KerasError, named
+from cylstm.io.keras.error import KerasError, named
+from cylstm.io.keras.layer_line import Layer
 from cylstm.module import Array
 
 _ZIP = b"PK\x03\x04"
@@ -160,7 +160,7 @@ class Given(Weights):
                 found = next(one for one in found.layers if one.name == name)
         with named(str(layer)):
             arrays = [np.asarray(a) for a in found.get_weights()]
-        if not arrays and sum(count for _, count in slots):
+        if not arrays and any(count for _, count in slots):
             raise KerasError(f"{layer}: expected weights, got none: build the model first")
         return [Tensor(f"{layer}: array {i}", a, self._budget) for i, a in enumerate(arrays)]
 
