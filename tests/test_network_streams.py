@@ -92,6 +92,17 @@ def test_of_numbers():
     assert not np.shares_memory(plain.step(frame), frame)
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("dilation", [1, 2, 3])
+def test_convolutions(dilation, channels):
+    net = cylstm.Sequential(
+        cylstm.Conv1d(channels, 3, 4, padding="causal", dilation=dilation, rng=0)
+    )
+    x = normal(9, 2, channels, dtype="float32")
+    stream = net.stream(2)
+    assert_same_bits(np.stack([stream.step(frame) for frame in x]), net(x)[0])
+
+
 def test_states_and_resets():
     net, ids = made()
     stream = net.stream(3)

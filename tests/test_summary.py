@@ -61,6 +61,8 @@ def test_a_module_that_comes_again_counts_once():
     assert [row.parameters for row in found.rows] == [20, 0]
     assert found.multiply_adds == 2 * 5 * 16
     assert cylstm.Sequential().summary((2, 3)).output_shape == (2, 3)
+    both = cylstm.Concat(shared, cylstm.Residual(shared))
+    assert both.summary((5, 4)).output_shape == (5, 8)
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 2, 2, 3), (), 3, "a", (5, -1, 3), (5.0, 3)])

@@ -204,6 +204,45 @@ class Network(Container):
 
         return summary.of(self, shape)
 
+    def workspace_nbytes(
+        self, shape: Sequence[int], *, training: bool = False, num_threads: int | None = None
+    ) -> int:
+        """Bound the bytes that a call on an input of some shape allocates, without a call.
+
+        With what it returns, for an input of the network's dtype. Not counted are parameters,
+        gradients, and scratch of the kernels of about a megabyte for each thread; `lengths`, a
+        mask or another dtype add copies of the input and of the output.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Of the input: (T, B, C), (B, T, C) if `batch_first`, or (T, C); without C where the
+            network begins with an `Embedding`.
+        training : bool, default False
+            Count `forward` and `backward` together instead of a plain call.
+        num_threads : int, optional
+            Most threads that the call would use.
+
+        Returns
+        -------
+        int
+            For inference the largest of what a module takes with its input and its output. For
+            training the sum of all outputs and tapes, and the most that any module takes for a
+            while. A tape holds: of a recurrent layer what its own `workspace_nbytes` says; of a
+            norm its input in float64; of a convolution the padded input, twice with a dilation; of
+            an activation its input; of a `Dropout` the mask.
+
+        Raises
+        ------
+        ValueError
+            It is not the shape of an input.
+        TypeError
+            `training` is not a bool.
+        """
+        from cylstm.layers import memory  # which imports this module
+
+        return memory.of(self, shape, checks.flag("training", training), num_threads)
+
     def folded(self) -> Self:
         """Return a copy for inference whose weights do what `BatchNorm` did.
 

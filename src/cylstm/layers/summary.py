@@ -15,6 +15,7 @@ from cylstm.layers.sequential import Sequential
 
 if TYPE_CHECKING:
     from cylstm.layers.flow import Flowing
+    from cylstm.layers.network import Network
 
 Shape = tuple[int, ...]
 
@@ -52,16 +53,13 @@ class Summary(NamedTuple):
     ----------
     rows : tuple of Row
         In the order of the modules, with those inside of others.
-    input_shape : tuple of int
+    input_shape, output_shape : tuple of int
+        Of the network.
     """
 
     rows: tuple[Row, ...]
     input_shape: Shape
-
-    @property
-    def output_shape(self) -> Shape:
-        """Shape of the network's output."""
-        return self.rows[-1].output_shape if self.rows else self.input_shape
+    output_shape: Shape
 
     @property
     def parameters(self) -> int:
@@ -100,8 +98,16 @@ class Summary(NamedTuple):
         return "\n".join([line(head), rule, *map(line, lines), rule, line(total)])
 
 
-def of(network: Container, shape: Any) -> Summary:
+def of(network: Network, shape: Any) -> Summary:
     """Summarise a network for an input of some shape; see `Sequential.summary`."""
+    given = checked_shape(network, shape)
+    outline = _Rows(bool(network._time_second), len(given) - (not network._reads_ids) == 2)
+    after = outline.go(network, "", given)
+    return Summary(tuple(outline.rows), given, after)
+
+
+def checked_shape(network: Network, shape: Any) -> Shape:
+    """Check the shape of an input."""
     sizes = checks.read("shape", shape)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu" or np.any(sizes < 0):
         raise ValueError(f"shape: expected a tuple of integers from 0 on, got {shape!r}")
@@ -114,30 +120,26 @@ def of(network: Container, shape: Any) -> Summary:
         last = () if network._reads_ids else (width or "C",)
         expected = ", ".join(map(str, ("T", "B", *last)))
         raise ValueError(f"shape: expected that of an input, such as ({expected}), got {given}")
-    outline = _Outline(bool(network._time_second), axes == 2)
-    outline.go(network, "", given)
-    return Summary(tuple(outline.rows), given)
+    return given
 
 
-class _Outline:
+class Outline:
     """A walk through a network with shapes in place of arrays."""
 
     def __init__(self, batch_first: bool, batched: bool) -> None:
-        self.rows: list[Row] = []
         self._time = int(batch_first and batched)
-        self._seen: set[int] = set()
 
     def go(self, module: Flowing, path: str, shape: Shape) -> Shape:
         """Note a module and those inside, and return its output's shape."""
         if isinstance(module, Container):
             return self._inside(module, path, shape)
         after = self._after(module, shape)
-        first = id(module) not in self._seen
-        self._seen.add(id(module))
-        size, nbytes = module.flat_params.size * first, module.flat_params.nbytes * first
-        work = _multiply_adds(module, int(np.prod(shape[:-1])), int(np.prod(after[:-1])))
-        self.rows.append(Row(path, type(module).__name__, after, size, work, nbytes))
+        self.note(module, path, shape, after)
         return after
+
+    def note(self, module: Flowing, path: str, shape: Shape, after: Shape) -> None:
+        """Note a module that is not made of others, with the shapes of its input and output."""
+        raise NotImplementedError
 
     def _inside(self, container: Container, path: str, shape: Shape) -> Shape:
         places = [(f"{path}.{n}".lstrip("."), m) for n, m in container._children.items()]
@@ -162,6 +164,23 @@ class _Outline:
         elif isinstance(module, Conv1d):
             lead[self._time] = int(module.out_lengths([lead[self._time]])[0])
         return (*lead, width)
+
+
+class _Rows(Outline):
+    """A walk that makes the rows of a summary."""
+
+    def __init__(self, batch_first: bool, batched: bool) -> None:
+        super().__init__(batch_first, batched)
+        self.rows: list[Row] = []
+        self._seen: set[int] = set()
+
+    def note(self, module: Flowing, path: str, shape: Shape, after: Shape) -> None:
+        """Make a row."""
+        first = id(module) not in self._seen
+        self._seen.add(id(module))
+        size, nbytes = module.flat_params.size * first, module.flat_params.nbytes * first
+        work = _multiply_adds(module, int(np.prod(shape[:-1])), int(np.prod(after[:-1])))
+        self.rows.append(Row(path, type(module).__name__, after, size, work, nbytes))
 
 
 def _multiply_adds(module: Flowing, inputs: int, outputs: int) -> int:

@@ -105,7 +105,7 @@ class ConvStepper:
         module, kept = self._module, self._kept
         kept[:, :-1] = kept[:, 1:]
         kept[:, -1] = x
-        windows = kept[:, :: module._spread].reshape(len(kept), -1)
+        windows = np.ascontiguousarray(kept[:, :: module._spread]).reshape(len(kept), -1)
         y = np.empty((len(kept), module.out_channels), module.dtype)
         weight, size = module._snapshot(), module.out_channels * windows.shape[1]
         sequence.linear(
