@@ -198,7 +198,7 @@ import sys
 import cylstm
 assert "h5py" not in sys.modules
 cylstm.from_keras({str(tmp_path / "m.keras")!r})
-assert not {{"keras", "tensorflow", "torch"}} & set(sys.modules)
+assert not {{"keras", "tensorflow", "torch", "h5py"}} & set(sys.modules)
 """)
 
 
@@ -333,6 +333,25 @@ def test_weights_without_a_version(tmp_path):
         from_keras(tmp_path / "m.weights.h5", config=model.to_json())
     with pytest.raises(KerasError, match="has weights alone: pass config="):
         from_keras(tmp_path / "m.weights.h5")
+
+
+def test_names_with_a_slash(tmp_path):
+    arrays = [values(INPUTS, 20), values(5, 20), values(20)]
+    path = written(tmp_path / "m.h5", [lstm("words/lstm")], {"words/lstm": arrays})
+    assert np.array_equal(from_keras(path)["words/lstm"].params["weight_hh_l0"], arrays[1].T)
+
+
+def test_weights_of_keras_2_13(tmp_path):
+    """The groups of layers were under another name."""
+    inner = keras.Sequential([kl.Dense(4), kl.LSTM(5, return_sequences=True)])
+    model = line(inner, kl.LSTM(3))
+    path = tmp_path / "m.weights.h5"
+    model.save_weights(path)
+    with h5py.File(path, "r+") as file:
+        file.move("layers/sequential/layers", "layers/sequential/_layer_checkpoint_dependencies")
+        file.move("layers", "_layer_checkpoint_dependencies")
+    net = from_keras(path, config=model.to_json(), version=2)
+    assert_close(called(net), expected(model), 2e-6)
 
 
 def test_gru_of_keras_2_resets_before(tmp_path):

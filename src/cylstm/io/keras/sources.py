@@ -26,6 +26,8 @@ from cylstm.module import Array
 _ZIP = b"PK\x03\x04"
 #: No configuration is as long.
 _TEXT = 2**26
+#: What "layers" was called in Keras 2.12 to 2.15.
+_OLD = "_layer_checkpoint_dependencies"
 #: Most pieces of a list of names, and arrays of a model.
 _PIECES, _ARRAYS = 64, 10**5
 
@@ -104,8 +106,11 @@ class Saved(Weights):
     def arrays(self, layer: Layer, slots: Sequence[tuple[str, int]]) -> list[Tensor]:
         """Find the arrays of a layer in its group."""
         found = []
+        inside = layer.group
+        if _OLD in self._root:
+            inside = inside.replace("layers/", f"{_OLD}/")
         for path, count in slots:
-            at = "/".join(filter(None, (layer.group, path, "vars")))
+            at = "/".join(filter(None, (inside, path, "vars")))
             group = self._root[at]
             if not isinstance(group, hdf5.Group) or len(group) != count:
                 raise KerasError(f"{layer}: expected {count} arrays in {at!r}, got others")
@@ -136,6 +141,8 @@ class Legacy(Weights):
     def arrays(self, layer: Layer, slots: Sequence[tuple[str, int]]) -> list[Tensor]:
         """Find the arrays of a layer in the list of the one that the model has."""
         outer, _, inside = layer.path.partition("/")
+        if layer.path in self._found:  # names may have a "/" themselves
+            outer, inside = layer.path, ""
         if outer not in self._found:
             raise KerasError(f"{layer}: expected its weights, got those of {list(self._found)}")
         own = inside.rpartition("/")[2]
