@@ -606,6 +606,10 @@ def change(path, name, make):
         make(file, old)
 
 
+def partly(file, at, old):
+    file.create_dataset(at, (12,), "f4", chunks=(3,))[:3] = old[:3]
+
+
 def test_datasets(tmp_path):
     _, path = saved(tmp_path, kl.LSTM(3, name="a"))
     data = path.read_bytes()
@@ -631,6 +635,8 @@ def test_datasets(tmp_path):
         (lambda f, old: f.create_group(at), "expected an array, got a group"),
         (lambda f, old: f.create_dataset(at, data=old, compression="lzf"), "no filter but gzip"),
         (lambda f, old: f.create_dataset(at, (12,), "f4"), "12|48 bytes"),
+        (lambda f, old: f.create_dataset(at, (12,), "f4", chunks=(3,)), "expected chunks"),
+        (lambda f, old: partly(f, at, old), "expected all chunks"),
         (lambda f, old: None, "nothing of that name"),
     ]:  # fmt: skip
         path.write_bytes(data)
