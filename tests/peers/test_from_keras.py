@@ -594,8 +594,10 @@ def test_bombs(tmp_path):
     assert os.path.getsize(tmp_path / "huge.h5") < 10**6
     with pytest.raises(KerasError, match=r"w1: expected at most max_bytes=2147483648 bytes"):
         from_keras(tmp_path / "huge.h5")
-    with pytest.raises(KerasError, match="max_bytes=100 bytes"):
-        from_keras(legacy, max_bytes=100)
+    total = 4 * (4 * 12 + 3 * 12 + 12 + 3 * 2 + 2)  # all arrays together
+    assert from_keras(legacy, max_bytes=total).dtype == np.float32
+    with pytest.raises(KerasError, match=f"max_bytes={total - 1} bytes"):
+        from_keras(legacy, max_bytes=total - 1)
 
 
 def change(path, name, make):
