@@ -13,6 +13,7 @@ from cylstm.runtime import config, get_num_threads, set_num_threads, show_config
 if TYPE_CHECKING:
     from cylstm import init
     from cylstm.datasets.japanese_vowels import load_japanese_vowels
+    from cylstm.io.keras import from_keras
     from cylstm.io.networks import load
     from cylstm.io.onnx import from_onnx, to_onnx
     from cylstm.io.state_files import load_state, save_state
@@ -75,6 +76,7 @@ __all__ = [
     "clip_grad_value",
     "config",
     "cross_entropy",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "get_num_threads",
@@ -96,6 +98,7 @@ __all__ = [
 
 # What few programs need is imported when it is first used: the others start sooner.
 _LATER = {
+    "io.keras": ["from_keras"],
     "layers.activation": ["Activation", "LogSoftmax", "Softmax"],
     "layers.augru": ["AUGRU"],
     "datasets.japanese_vowels": ["load_japanese_vowels"],
