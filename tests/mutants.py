@@ -143,6 +143,7 @@ TESTS = {
     "networks.py": "files hostile_files",
     "npz.py": "files hostile_files",
     "ragged.py": "linear embedding",
+    "runtime.py": "threads",
     "recurrent.py": (
         "options dropout regularisation topology variants sequences initial_states arrays"
     ),
@@ -331,10 +332,11 @@ def main():
 
     by_hand, rest = (
         [
-            m for m in mutants
+            m
+            for m in mutants
             if all(word in m.described() for word in given.words)
             and not (given.no_peers and any(test.startswith("peers/") for test in tests_of(m)))
-        ]  # fmt: skip
+        ]
         for mutants in (written(), generated())
     )
     if given.written is not None:

@@ -11,7 +11,8 @@ BY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_example(example):
+def test_example(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     output = run_python(example)
     if output.startswith("loss "):
         assert float(output.removeprefix("loss ")) < 0.05

@@ -8,7 +8,8 @@ EXAMPLES = examples(*PACKAGES)
 
 
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES)
-def test_example(example):
+def test_example(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     run_python(example, KERAS_BACKEND="torch")
 
 

@@ -9,6 +9,7 @@ from onnx import helper
 from variants import ACTIVATIONS, name_of
 
 import cylstm
+from cylstm.__main__ import main
 from cylstm.io.onnx import OnnxError
 
 TOLERANCE = 2e-6
@@ -325,3 +326,15 @@ def test_layers_of_other_lengths_are_no_line():
              helper.make_node("Squeeze", ["Y2", "axis"], ["y"])]  # fmt: skip
     with pytest.raises(OnnxError, match="the same lengths"):
         line(nodes, AXIS | {"W2": other["W"], "R2": other["R"]}, found=found)
+
+
+def test_the_command_line_converts(tmp_path, capsys):
+    net = cylstm.Sequential(cylstm.GRU(3, 5, rng=0), cylstm.Linear(5, 2, rng=1))
+    source, graph, back = (tmp_path / name for name in ("a.safetensors", "b.onnx", "c.safetensors"))
+    sample = tmp_path / "sample.npz"
+    np.savez(sample, x=np.random.default_rng(0).normal(size=(6, 2, 3)))
+    net.save(source)
+    assert main(["convert", str(source), str(graph), "--check", str(sample)]) == 0
+    assert float(capsys.readouterr().out.partition(":")[2]) < 1e-6
+    assert main(["convert", str(graph), str(back)]) == 0
+    assert cylstm.load(back).flat_params.tobytes() == net.flat_params.tobytes()

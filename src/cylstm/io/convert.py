@@ -12,10 +12,35 @@ from cylstm.module import Array, Module
 Arguments = Mapping[str, Array]
 Path = str | os.PathLike[str]
 
+
+def _of_onnx(path: Path) -> Module:
+    from cylstm.io.onnx import from_onnx  # whose package is needed for such files alone
+
+    return from_onnx(path).module
+
+
+def _to_onnx(module: Module, path: Path, sample: Arguments | None) -> None:
+    from cylstm.io.onnx import to_onnx
+
+    to_onnx(module, path)
+
+
+def _of_keras(path: Path) -> Module:
+    from cylstm.io.keras import from_keras
+
+    return from_keras(path)
+
+
 #: What makes a module from a file, by suffix.
-READERS: dict[str, Callable[[Path], Module]] = {".safetensors": networks.load}
+READERS: dict[str, Callable[[Path], Module]] = {
+    ".h5": _of_keras,
+    ".keras": _of_keras,
+    ".onnx": _of_onnx,
+    ".safetensors": networks.load,
+}
 #: What writes a module to a file, by suffix; given an input, it may store that and the outputs.
 WRITERS: dict[str, Callable[[Module, Path, Arguments | None], None]] = {
+    ".onnx": _to_onnx,
     ".safetensors": lambda module, path, sample: module.save(path, probe=sample),
 }
 #: What runs a file on an input by other means than this library, by suffix.
@@ -53,6 +78,8 @@ def convert(source: Path, target: Path, sample: Path | None = None) -> Check | N
         Files of such a suffix cannot be read or written, or the outputs have other shapes.
     OSError
         A file cannot be read or written.
+    ImportError
+        A package that such files need is not installed; the message says which.
     """
     read, write = suffixes.of("IN", source, READERS), suffixes.of("OUT", target, WRITERS)
     arguments = None if sample is None else npz.read(sample)
