@@ -16,7 +16,7 @@ from helpers import (
 import cylstm
 
 # Of whole vectors in every instruction set, in some, and in none.
-HEADS = [(64, 2), (32, 2), (48, 3), (64, 4), (24, 3), (10, 5)]
+HEADS = [(64, 2), (32, 2), (48, 3), (48, 2), (96, 2), (64, 4), (24, 3), (10, 5)]
 EACH = pytest.mark.parametrize(("hidden", "heads"), HEADS)
 
 
