@@ -100,7 +100,8 @@ def main():
         if not hasattr(cylstm, CLASSES[cell]):
             continue
         for dtype in ("float32", "float64"):
-            known.setdefault(f"{name}-{dtype}", digest(cell, options, call, dtype))
+            if f"{name}-{dtype}" not in known:
+                known[f"{name}-{dtype}"] = digest(cell, options, call, dtype)
     path.parent.mkdir(exist_ok=True)
     lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(known.items()))
     path.write_text(f"{{\n{lines}\n}}\n")

@@ -278,6 +278,11 @@ class Linear(Stored):
         ValueError
             The shape of `dy` is not the output's, the tape is that of another kind of layer, or
             `num_threads` is below 1. `grads` is unchanged then.
+
+        Notes
+        -----
+        An exception from a signal handler, as Ctrl-C raises, may leave part of the gradients added:
+        call `zero_grad` before going on.
         """
         if not isinstance(tape, LinearTape):
             raise TypeError(f"tape: expected what forward returned, got {type(tape).__name__}")

@@ -1,8 +1,8 @@
 /* A digest of memory, to see whether weights that anybody may write to have changed.
  *
  * The sum of wyhash (Wang Yi, public domain): words of 64 bits, two by two, multiplied to 128 bits,
- * whose halves are combined. Not against adversaries; otherwise two arrays have the same digest
- * with a probability of 2**-64, whatever differs. */
+ * whose halves are combined. Not against adversaries, who can make two arrays of one digest;
+ * otherwise the probability of that is about 2**-64. */
 #ifndef CYLSTM_DIGEST_H
 #define CYLSTM_DIGEST_H
 

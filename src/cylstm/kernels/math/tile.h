@@ -32,9 +32,13 @@ typedef struct {
 /* How weights are stored, which a tile is specialised by: the bytes of a vector of them, and how it
  * is loaded. Another format is another case in these two. */
 enum { REALS };
-INLINE ptrdiff_t weights_size(const int format) { return format == REALS ? sizeof(vec) : 0; }
+INLINE ptrdiff_t weights_size(const int format) {
+    switch (format) { case REALS: return sizeof(vec); }
+    __builtin_unreachable();
+}
 INLINE vec load_weights(const int format, const char *w) {
-    return format == REALS ? vload((const real *)w) : vset(0);
+    switch (format) { case REALS: return vload((const real *)w); }
+    __builtin_unreachable();
 }
 
 INLINE void tile(const int R, const int G, const int U, const int format, const Tile *t) {
